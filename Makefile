@@ -1,0 +1,31 @@
+# The verbs of this project. `make demo` and `make test` need nothing installed before them.
+SHELL := /bin/bash
+VENV  := .venv
+BIN   := $(VENV)/bin
+
+.PHONY: help setup demo serve test check fmt bench
+
+help: ## list the verbs
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+
+setup: ## install what is missing: system packages (apt, as root) and Python packages (.venv)
+	@scripts/setup
+
+demo: setup ## create a VM, put it to sleep, wake it with a request; DEMO_ARGS=--once ends by itself
+	@$(BIN)/hatchvm demo $(DEMO_ARGS)
+
+serve: setup ## run the daemon with the environment's HATCH_* settings
+	@$(BIN)/hatchvm serve
+
+test: setup ## the whole suite, real VMs included; ARGS=... goes to pytest
+	@$(BIN)/hatchvm image build tiny
+	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+check: setup ## lint, types, architecture
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python scripts/sizes.py
+
+fmt: setup ## format and mend what can be mended
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+bench: setup ## measure the promises: cold boot, pause window, wake
+	@$(BIN)/python -m bench

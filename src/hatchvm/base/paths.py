@@ -1,0 +1,114 @@
+"""Every path under the data directory, in one place.
+
+    <data dir>/
+      hatch.db            SQLite (WAL)
+      api-key             the first key, mode 0600, for the CLI
+      accel.json          what the QEMU start probe found
+      objects/            the object store, if it is a directory
+      images/<digest>/    registered images, content-addressed, never changed
+      vms/<vm id>/        one VM (see `VMPaths`)
+
+A Unix socket's path may have at most 107 bytes (`sun_path`) and a data directory may lie deeper: a VMM runs inside its
+own folder and binds a relative name; who connects goes through `/proc/self/fd`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class VMPaths:
+    """The files of one VM. The memory file and the device state are a pair: see `saved`."""
+
+    root: Path
+
+    @property
+    def memory(self) -> Path:
+        """The guest's RAM, whole: mapped shared while it runs, so the file *is* the memory."""
+        return self.root / "memory"
+
+    @property
+    def state(self) -> Path:
+        """Device and CPU state written by the last suspend."""
+        return self.root / "state"
+
+    @property
+    def saved(self) -> Path:
+        """The marker that makes (memory, state, disk) a suspended VM; removed before the guest runs on."""
+        return self.root / "saved.json"
+
+    @property
+    def disk(self) -> Path:
+        """The writable root disk, a copy-on-write overlay over the image."""
+        return self.root / "disk.qcow2"
+
+    @property
+    def seed(self) -> Path:
+        """The cloud-init NoCloud seed."""
+        return self.root / "seed.iso"
+
+    @property
+    def console(self) -> Path:
+        """What the guest printed on its serial console."""
+        return self.root / "console.log"
+
+    @property
+    def vmm_log(self) -> Path:
+        """stdout and stderr of the VMM."""
+        return self.root / "vmm.log"
+
+    @property
+    def qmp(self) -> Path:
+        """QEMU's control socket."""
+        return self.root / "qmp.sock"
+
+    @property
+    def process(self) -> Path:
+        """pid, start time and boot id of the VMM: what `adopt` trusts."""
+        return self.root / "vmm.json"
+
+    @property
+    def incoming(self) -> Path:
+        """A snapshot being fetched from the object store, renamed into place when verified."""
+        return self.root / "incoming"
+
+
+@dataclass(frozen=True, slots=True)
+class DataPaths:
+    """The data directory."""
+
+    root: Path
+
+    @property
+    def database(self) -> Path:
+        return self.root / "hatch.db"
+
+    @property
+    def api_key(self) -> Path:
+        return self.root / "api-key"
+
+    @property
+    def accel(self) -> Path:
+        return self.root / "accel.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the daemon that owns this directory."""
+        return self.root / "lock"
+
+    @property
+    def objects(self) -> Path:
+        return self.root / "objects"
+
+    @property
+    def images(self) -> Path:
+        return self.root / "images"
+
+    @property
+    def vms(self) -> Path:
+        return self.root / "vms"
+
+    def vm(self, vm_id: str) -> VMPaths:
+        return VMPaths(self.vms / vm_id)

@@ -1,0 +1,100 @@
+"""The node port: what the control plane asks of the host agent. Control knows *that* and *where*; a node knows *how*.
+
+One sequence at a time runs per VM: the caller (its owner) sees to that. Sequences leave the host as it was, or as asked.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from hatchvm.domain.image import Image
+from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.vm import VM
+from hatchvm.ports.vmm import Exit
+
+#: Called with (vm_id, exit) when a VMM process ends that nobody asked to end.
+OnExit = Callable[[str, Exit], None]
+
+
+class Found(StrEnum):
+    """What a restarted daemon found of a VM on its host."""
+
+    RUNNING = "running"  # the process lives and was adopted
+    SAVED = "saved"  # no process; memory, state and disk are a usable pair
+    DISK = "disk"  # no process and no usable memory: only the disk
+
+
+@dataclass(frozen=True, slots=True)
+class Suspended:
+    """A finished suspend. `pause_s`: how long the guest stood still before it was safe to let it go."""
+
+    pause_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Bytes of a stored snapshot: before and after leaving out zeros and compressing."""
+
+    size_bytes: int
+    stored_bytes: int
+
+
+class Node(Protocol):
+    """Sequences over VMM, network, images and the snapshot engine of one host."""
+
+    id: str
+
+    async def prepare(self, vm: VM, image: Image, user_data: str | None) -> None:
+        """Make the VM's folder, disk and seed. Leaves nothing behind if it raises."""
+
+    async def boot(self, vm: VM, image: Image) -> None:
+        """Start the guest from its disk; any saved memory is forgotten."""
+
+    async def suspend(self, vm: VM, image: Image, wanted: Callable[[], bool]) -> Suspended | None:
+        """Pause, save, let the process go. None if `wanted()` became true before the last step: the guest runs on.
+
+        If it raises, the guest runs on too, or the process is gone (then `OnExit` is called).
+        """
+
+    async def wake(self, vm: VM, image: Image, ports: Collection[int]) -> None:
+        """Resume from the saved pair. `ports`: guest ports that will be dialled. If it raises, the pair is intact.
+
+        Raises Corrupt if there is no usable pair, Unsupported if it does not fit this host.
+        """
+
+    async def halt(self, vm_id: str, *, timeout_s: float) -> None:
+        """Ask the guest to shut down, end the process after the timeout; the saved pair, if any, is dropped."""
+
+    async def destroy(self, vm_id: str) -> None:
+        """End the process and remove every file of the VM. May be repeated."""
+
+    async def upload(self, vm: VM, image: Image, snapshot: Snapshot) -> Sizes:
+        """Commit the saved pair to the object store. Cancelling it stops it within one block, committing nothing."""
+
+    async def fetch(self, vm: VM, image: Image, source: Snapshot) -> None:
+        """Replace the VM's saved pair and disk by those of a committed snapshot, after verifying every byte."""
+
+    async def discard(self, snapshot: Snapshot) -> None:
+        """Remove a snapshot's objects. May be repeated."""
+
+    async def discard_all(self, vm_id: str) -> None:
+        """Remove every object stored for a VM."""
+
+    async def committed(self, snapshot: Snapshot) -> Sizes | None:
+        """The sizes if its manifest is in the object store, else None."""
+
+    async def adopt(self, vm: VM, image: Image) -> Found:
+        """Take back what still runs; a half-done suspend is undone, a half-done restore is ended."""
+
+    async def sweep(self, known: Collection[str]) -> list[str]:
+        """Remove processes and folders of VMs that are not in `known`; their ids."""
+
+    async def dial(self, vm_id: str, port: int, *, deadline: float) -> socket.socket:
+        """See `vmm.Handle.dial`. Raises Unavailable if no process runs."""
+
+    def suspended_bytes(self, vm_id: str) -> int:
+        """Bytes that the VM's memory, state and disk take on this host."""

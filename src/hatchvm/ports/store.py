@@ -1,0 +1,110 @@
+"""The store port: rows of VMs, routes, snapshots, images, templates and keys.
+
+One unit of work is `async with store.begin() as tx`: it commits when the block ends well and leaves nothing when it
+raises. No network or disk work belongs inside. Reads see a consistent state. Lists are newest first.
+
+`insert` raises Conflict if a unique name is taken. `get` raises NotFound with the sentence users see. `delete` of a
+missing row is success.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from datetime import datetime
+from typing import Protocol, TypeVar
+
+from hatchvm.domain.image import Image, Template
+from hatchvm.domain.key import ApiKey
+from hatchvm.domain.route import Route
+from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.vm import VM
+
+R = TypeVar("R")
+
+
+class Rows(Protocol[R]):
+    """What every table can do."""
+
+    async def insert(self, row: R) -> None: ...
+
+    async def get(self, row_id: str) -> R: ...
+
+    async def list(self) -> Sequence[R]: ...
+
+    async def delete(self, row_id: str) -> None: ...
+
+
+class VMRows(Rows[VM], Protocol):
+    """VMs. Names and SSH ports are unique among those that have one."""
+
+    async def update(self, vm: VM) -> VM:
+        """Write `vm` if the row still has `vm.generation`; return it with the next generation.
+
+        Raises StaleGeneration if it does not, NotFound if the row is gone.
+        """
+
+    async def touch(self, vm_id: str, last_active_at: datetime) -> None:
+        """Record activity without a new generation; a missing row is ignored, an older time too."""
+
+    async def used_ssh_ports(self) -> set[int]: ...
+
+    async def count_by_image(self, image_id: str) -> int: ...
+
+
+class RouteRows(Rows[Route], Protocol):
+    """Routes. Subdomains are unique: Conflict `subdomain "x" is already in use`."""
+
+    async def update(self, route: Route) -> None: ...
+
+    async def list_for_vm(self, vm_id: str) -> Sequence[Route]: ...
+
+
+class SnapshotRows(Rows[Snapshot], Protocol):
+    """Snapshots."""
+
+    async def update(self, snapshot: Snapshot) -> None: ...
+
+    async def list_for_vm(self, vm_id: str) -> Sequence[Snapshot]: ...
+
+
+class ImageRows(Rows[Image], Protocol):
+    """Images. Names are unique among those that have one."""
+
+    async def find(self, id_or_name: str) -> Image:
+        """By id or by name. Raises NotFound."""
+
+
+class TemplateRows(Rows[Template], Protocol):
+    """Templates. Names are unique."""
+
+    async def find(self, id_or_name: str) -> Template:
+        """By id or by name. Raises NotFound."""
+
+
+class KeyRows(Rows[ApiKey], Protocol):
+    """API keys."""
+
+    async def find_digest(self, digest: str) -> ApiKey | None: ...
+
+
+class Tx(Protocol):
+    """One unit of work."""
+
+    vms: VMRows
+    routes: RouteRows
+    snapshots: SnapshotRows
+    images: ImageRows
+    templates: TemplateRows
+    keys: KeyRows
+
+
+class Store(Protocol):
+    """Deleting a VM's row deletes its routes and snapshots too."""
+
+    async def open(self) -> None:
+        """Connect and bring the schema up to date. Raises Unavailable, or Unsupported for a newer schema."""
+
+    def begin(self) -> AbstractAsyncContextManager[Tx]: ...
+
+    async def close(self) -> None: ...

@@ -1,0 +1,124 @@
+"""The VMM port: starting virtual machine monitors, and holding a live one.
+
+Two phases, two types: a `Driver` starts processes, a `Handle` is one that lives. A driver knows nothing of rows,
+snapshots or policies. It runs inside one folder a VM (`VMPaths`) and keeps there whatever it needs to find the process
+again after the daemon died.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Protocol
+
+from hatchvm.base.paths import VMPaths
+from hatchvm.domain.image import Boot, DiskFormat
+from hatchvm.domain.snapshot import Stamp
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NetPlan:
+    """The guest's network card. `forwards`: guest port -> port on the host's loopback, opened at the start."""
+
+    guest_ip: str
+    guest_mac: str
+    forwards: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LaunchPlan:
+    """Everything a VMM needs. The same plan must be given to `restore` as was given to `launch`, forwards aside."""
+
+    vm_id: str
+    paths: VMPaths
+    boot: Boot
+    boot_args: str
+    image_digest: str
+    vcpu_count: int
+    mem_mib: int
+    net: NetPlan | None
+    has_seed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a VMM process ended. `by_guest`: the guest shut itself down, or we asked the VMM to quit."""
+
+    by_guest: bool
+    reason: str  # one sentence; for a crash it carries the tail of the VMM's stderr
+
+
+class Handle(Protocol):
+    """One live VMM process. Every method may be repeated. All raise Unavailable if the process is gone."""
+
+    @property
+    def pid(self) -> int: ...
+
+    async def pause(self) -> None:
+        """Stop the vCPUs. Memory stays where it is."""
+
+    async def resume(self) -> None:
+        """Let the vCPUs run: after `pause`, after `restore`, and after `capture` too (a suspend taken back)."""
+
+    async def capture(self) -> None:
+        """Write device state to `paths.state` and flush the disk; the memory file is complete. Only while paused.
+
+        After it the process holds nothing that the files do not have: `quit`, or `resume` and forget the state.
+        Raises HatchError if the state could not be written; the guest is then still paused and can be resumed.
+        """
+
+    async def running(self) -> bool:
+        """True if the vCPUs run."""
+
+    async def power_button(self) -> None:
+        """Ask the guest to shut down. Returns at once."""
+
+    async def quit(self) -> None:
+        """End the process, flushing disks, and wait for its end."""
+
+    async def kill(self) -> None:
+        """End the process without asking, and wait for its end. Never raises because it is gone already."""
+
+    async def wait(self) -> Exit:
+        """Return when the process has ended, however it ended. Notices within a second."""
+
+    async def dial(self, port: int, *, deadline: float) -> socket.socket:
+        """A connected non-blocking TCP socket to the guest's `port`, accepted by the guest.
+
+        Until the port has accepted once since the process started, tries again until `deadline` (seconds of the event
+        loop's clock) while the guest refuses or is silent. Raises Upstream if it refuses, UpstreamTimeout if it is
+        silent.
+        """
+
+
+class Driver(Protocol):
+    """Starts VMM processes that outlive this daemon."""
+
+    name: str
+
+    async def check(self) -> str:
+        """Prove that a VM can start here; return a sentence about how. Raises Unsupported with what to install."""
+
+    async def stamp(self, plan: LaunchPlan) -> Stamp:
+        """What a snapshot of a VM with this plan would depend on."""
+
+    async def create_disk(self, base: Path | None, base_format: DiskFormat, disk: Path) -> None:
+        """Make a VM's writable disk over an image's, which is never written. Raises Exhausted on a full disk."""
+
+    async def launch(self, plan: LaunchPlan) -> Handle:
+        """Boot from the disk with fresh memory. The guest runs on return, or nothing is left behind."""
+
+    async def restore(self, plan: LaunchPlan) -> Handle:
+        """Load `paths.memory` and `paths.state`. The guest is paused on return, or nothing is left behind.
+
+        The pair is not spent until `resume`: if this raises, or the process is killed before, it can be tried again.
+        """
+
+    async def adopt(self, plan: LaunchPlan) -> Handle | None:
+        """The process an earlier daemon started for this VM, or None if it does not live. Never another's process."""
+
+    async def kill_stray(self, paths: VMPaths) -> bool:
+        """End a process that an earlier daemon left in `paths`, if any; True if there was one."""
