@@ -40,6 +40,11 @@ class VMPaths:
         return self.root / "saved.json"
 
     @property
+    def waking(self) -> Path:
+        """The marker while a wake is under way: the pair is intact until it is gone, unless the host lost power."""
+        return self.root / "waking.json"
+
+    @property
     def disk(self) -> Path:
         """The writable root disk, a copy-on-write overlay over the image."""
         return self.root / "disk.qcow2"

@@ -40,3 +40,13 @@ async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
     """Cancel `task` and return when it has ended, whatever its outcome; the caller's own cancellation passes."""
     task.cancel()
     await asyncio.wait([task])
+
+
+async def finish(work: Coroutine[Any, Any, T], *, name: str) -> T:
+    """Await `work` to its end even if cancelled meanwhile; the cancellation is raised after it."""
+    task = spawn(work, name=name)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise

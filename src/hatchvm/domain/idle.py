@@ -19,13 +19,21 @@ class Verdict:
     reason: str
 
 
-def judge(vm: VM, *, now: datetime, default_timeout_s: float, routes: int, holds: int) -> Verdict:
+def judge(
+    vm: VM,
+    *,
+    last_active_at: datetime | None,
+    now: datetime,
+    default_timeout_s: float,
+    routes: int,
+    holds: int,
+) -> Verdict:
     """The verdict for one VM.
 
     `holds`: open requests, streams and sessions that keep it awake. Idle time counts from the newest activity, or from
     creation if there was none.
     """
-    since = max(filter(None, (vm.last_active_at, vm.created_at)))
+    since = max(filter(None, (last_active_at, vm.created_at)))
     idle_s = max(0.0, (now - since).total_seconds())
     if vm.state is not State.RUNNING:
         return Verdict(False, idle_s, "not running")

@@ -11,6 +11,8 @@ from typing import Final, Literal
 
 #: The built-in image.
 TINY: Final = "tiny"
+#: The image made of `HATCH_DEFAULT_KERNEL_PATH` and `HATCH_DEFAULT_ROOTFS_PATH`, if they are set.
+DEFAULT: Final = "default"
 
 DiskFormat = Literal["raw", "qcow2"]
 

@@ -1,7 +1,8 @@
 """The states of a VM and every move between them. Nothing else in Hatch decides a state.
 
 Stable states wait for somebody; a transitional one is heading for its `TARGET` and is always owned by exactly one
-sequence. A daemon that starts and finds a transitional state knows that sequence was cut off (`INTERRUPTED`).
+sequence. A daemon that starts and finds a transitional state knows that sequence was cut off; the host tells how far it
+came (`recovered`).
 
     STARTING ──booted──▶ RUNNING ──suspend──▶ SUSPENDING ──suspended──▶ SNAPSHOTTED
                           ▲  ▲ ◀───resumed───────┘                        │      ▲
@@ -74,6 +75,7 @@ TRANSITIONS: Final = MappingProxyType(
         (S.SNAPSHOTTED, E.STOP): S.STOPPING,
         (S.RESTORING, E.RESTORED): S.RUNNING,
         (S.RESTORING, E.ABORTED): S.SNAPSHOTTED,
+        (S.RESTORING, E.HALTED): S.STOPPED,
         (S.RESTORING, E.FAIL): S.ERROR,
         (S.STOPPING, E.HALTED): S.STOPPED,
         (S.STOPPING, E.FAIL): S.ERROR,
@@ -113,3 +115,35 @@ def advance(state: State, event: Event) -> State:
 _VERB: Final = MappingProxyType(
     {E.SUSPEND: "be snapshotted", E.RESTORE: "be restored", E.STOP: "be stopped", E.START: "be started"}
 )
+
+
+class Found(StrEnum):
+    """What a restarted daemon finds of a VM on its host."""
+
+    RUNNING = "running"  # the process lives and was adopted
+    SAVED = "saved"  # no process; memory, state and disk are a usable pair
+    DISK = "disk"  # no process and no usable memory: only the disk
+
+
+def recovered(row: State, found: Found, *, stored: bool) -> tuple[State, str]:
+    """(state, reason) of a VM after a restart. The host is believed, the row tells what was intended.
+
+    `stored`: the VM's newest snapshot is committed to the object store, so a sleeping VM needs nothing on this host.
+    A VM that was being stopped or was at rest must have no process: the caller has ended it.
+    """
+    if row in (S.STOPPING, S.STOPPED):
+        return S.STOPPED, ""
+    if row in (S.DELETING, S.ERROR):
+        return row, ""
+    if found is Found.RUNNING:
+        return S.RUNNING, ""
+    if row is S.STARTING:
+        return S.ERROR, "Hatch ended while the VM was starting; start it again"
+    if found is Found.SAVED or (stored and row in (S.SNAPSHOTTED, S.RESTORING)):
+        return S.SNAPSHOTTED, ""
+    if row in (S.SNAPSHOTTED, S.RESTORING):
+        return S.STOPPED, "its saved memory was lost with the host before it was stored; start it to boot from its disk"
+    return (
+        S.STOPPED,
+        "its process was gone when Hatch started (killed, or the host rebooted); start it to boot its disk",
+    )

@@ -1,6 +1,6 @@
 """The node port: what the control plane asks of the host agent. Control knows *that* and *where*; a node knows *how*.
 
-One sequence at a time runs per VM: the caller (its owner) sees to that. Sequences leave the host as it was, or as asked.
+One sequence at a time runs per VM: its owner sees to that. A sequence leaves the host as it was, or as asked.
 """
 
 from __future__ import annotations
@@ -8,24 +8,16 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from enum import StrEnum
 from typing import Protocol
 
 from hatchvm.domain.image import Image
+from hatchvm.domain.lifecycle import Found
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM
 from hatchvm.ports.vmm import Exit
 
 #: Called with (vm_id, exit) when a VMM process ends that nobody asked to end.
 OnExit = Callable[[str, Exit], None]
-
-
-class Found(StrEnum):
-    """What a restarted daemon found of a VM on its host."""
-
-    RUNNING = "running"  # the process lives and was adopted
-    SAVED = "saved"  # no process; memory, state and disk are a usable pair
-    DISK = "disk"  # no process and no usable memory: only the disk
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +85,7 @@ class Node(Protocol):
     async def sweep(self, known: Collection[str]) -> list[str]:
         """Remove processes and folders of VMs that are not in `known`; their ids."""
 
-    async def dial(self, vm_id: str, port: int, *, deadline: float) -> socket.socket:
+    async def dial(self, vm_id: str, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         """See `vmm.Handle.dial`. Raises Unavailable if no process runs."""
 
     def suspended_bytes(self, vm_id: str) -> int:

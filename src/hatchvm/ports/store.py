@@ -74,6 +74,9 @@ class ImageRows(Rows[Image], Protocol):
     async def find(self, id_or_name: str) -> Image:
         """By id or by name. Raises NotFound."""
 
+    async def update(self, image: Image) -> None:
+        """Give it another name, or none: nothing else of an image changes. Raises Conflict if the name is taken."""
+
 
 class TemplateRows(Rows[Template], Protocol):
     """Templates. Names are unique."""

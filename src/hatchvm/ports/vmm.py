@@ -21,11 +21,16 @@ from hatchvm.domain.snapshot import Stamp
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NetPlan:
-    """The guest's network card. `forwards`: guest port -> port on the host's loopback, opened at the start."""
+    """The guest's network card.
+
+    `forwards`: guest port -> port on the host's loopback that leads to it (0: any free one), open from the start.
+    `accepted`: guest ports that had accepted before the suspend, so that nobody need prove them again after a wake.
+    """
 
     guest_ip: str
     guest_mac: str
     forwards: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    accepted: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,6 +62,10 @@ class Handle(Protocol):
     @property
     def pid(self) -> int: ...
 
+    @property
+    def accepted(self) -> frozenset[int]:
+        """Guest ports that have accepted a connection since the guest booted."""
+
     async def pause(self) -> None:
         """Stop the vCPUs. Memory stays where it is."""
 
@@ -85,13 +94,16 @@ class Handle(Protocol):
     async def wait(self) -> Exit:
         """Return when the process has ended, however it ended. Notices within a second."""
 
-    async def dial(self, port: int, *, deadline: float) -> socket.socket:
-        """A connected non-blocking TCP socket to the guest's `port`, accepted by the guest.
+    async def dial(self, port: int, *, patient_until: float, deadline: float) -> socket.socket:
+        """A connected non-blocking TCP socket to the guest's `port`.
 
-        Until the port has accepted once since the process started, tries again until `deadline` (seconds of the event
-        loop's clock) while the guest refuses or is silent. Raises Upstream if it refuses, UpstreamTimeout if it is
-        silent.
+        Until the port has accepted once since the guest booted, the guest must accept: a refusal is tried again until
+        `patient_until`, silence until `deadline` (both in seconds of the event loop's clock). Raises Upstream if the
+        guest refuses, UpstreamTimeout if it is silent.
         """
+
+    async def expose(self, port: int, host_port: int) -> bool:
+        """Also lead the loopback port `host_port` to the guest's `port`; False if it is taken."""
 
 
 class Driver(Protocol):

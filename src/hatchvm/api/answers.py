@@ -1,0 +1,249 @@
+"""What clients get: one model per thing, and how it is made from the domain's value.
+
+`user_data` is never sent back: it may hold secrets, and whoever may list VMs need not know them.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, JsonValue
+
+from hatchvm.api.context import Context
+from hatchvm.base.clock import rfc3339
+from hatchvm.domain.image import Image, Template
+from hatchvm.domain.key import ApiKey
+from hatchvm.domain.lifecycle import PUBLIC
+from hatchvm.domain.route import Route
+from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.vm import VM
+from hatchvm.ports.house import Event
+
+
+class Problem(BaseModel):
+    """Why a call failed."""
+
+    error: str
+
+
+class Deleted(BaseModel):
+    """The answer to every DELETE."""
+
+    status: Literal["deleted"] = "deleted"
+
+
+class VMAnswer(BaseModel):
+    """A VM. `state` is one of starting, running, stopping, stopped, snapshotted, error."""
+
+    id: str
+    state: str
+    state_reason: str
+    name: str | None
+    image_id: str
+    template_id: str | None
+    vcpu_count: int
+    mem_mib: int
+    boot_args: str | None
+    enable_network: bool
+    idle_timeout: str | None
+    metadata: dict[str, str]
+    guest_ip: str | None
+    guest_mac: str | None
+    tap_name: str | None
+    ssh_port: int | None
+    socket_path: str
+    node_id: str
+    created_at: str
+    updated_at: str
+    last_active_at: str | None
+
+
+class RouteAnswer(BaseModel):
+    """A route. `url` is where the proxy serves it."""
+
+    id: str
+    vm_id: str
+    subdomain: str
+    target_port: int
+    auto_wake: bool
+    url: str
+    created_at: str
+    updated_at: str
+
+
+class SnapshotAnswer(BaseModel):
+    """A snapshot. `vm_config` is JSON in a string; the keys name objects in the object store."""
+
+    id: str
+    vm_id: str
+    status: str
+    state_key: str
+    memory_key: str
+    disk_key: str
+    vm_config: str
+    size_bytes: int
+    stored_bytes: int
+    parent_id: str | None
+    created_at: str
+
+
+class ImageAnswer(BaseModel):
+    """An image."""
+
+    id: str
+    name: str | None
+    kernel_path: str
+    initrd_path: str | None
+    rootfs_path: str | None
+    boot_args: str
+    digest: str
+    size_bytes: int
+    builtin: bool
+    created_at: str
+
+
+class TemplateAnswer(BaseModel):
+    """A template."""
+
+    id: str
+    name: str
+    defaults: dict[str, JsonValue]
+    created_at: str
+
+
+class KeyAnswer(BaseModel):
+    """An API key, without its secret."""
+
+    id: str
+    name: str
+    created_at: str
+
+
+class NewKeyAnswer(KeyAnswer):
+    """A new API key. `key` is its secret, shown this once."""
+
+    key: str
+
+
+class Health(BaseModel):
+    """How much this node looks after."""
+
+    status: Literal["ok"] = "ok"
+    vm_count: int
+    route_count: int
+
+
+class Ready(BaseModel):
+    """Requests can be served."""
+
+    status: Literal["ready"] = "ready"
+
+
+class EventAnswer(BaseModel):
+    """The data of one server-sent event."""
+
+    id: int
+    at: str
+    type: str
+    vm_id: str
+    state: str
+    reason: str
+
+
+def vm_answer(vm: VM, context: Context) -> VMAnswer:
+    spec = vm.spec
+    return VMAnswer(
+        id=vm.id,
+        state=PUBLIC[vm.state],
+        state_reason=vm.state_reason,
+        name=spec.name,
+        image_id=spec.image_id,
+        template_id=spec.template_id,
+        vcpu_count=spec.vcpu_count,
+        mem_mib=spec.mem_mib,
+        boot_args=spec.boot_args,
+        enable_network=spec.enable_network,
+        idle_timeout=spec.idle_timeout,
+        metadata=dict(spec.metadata),
+        guest_ip=vm.guest_ip,
+        guest_mac=vm.guest_mac,
+        tap_name=vm.tap_name,
+        ssh_port=vm.ssh_port,
+        socket_path=context.socket_path_for(vm.id),
+        node_id=vm.node_id,
+        created_at=rfc3339(vm.created_at),
+        updated_at=rfc3339(vm.updated_at),
+        last_active_at=_time(context.house.vms.last_active_at(vm)),
+    )
+
+
+def route_answer(route: Route, context: Context) -> RouteAnswer:
+    return RouteAnswer(
+        id=route.id,
+        vm_id=route.vm_id,
+        subdomain=route.subdomain,
+        target_port=route.target_port,
+        auto_wake=route.auto_wake,
+        url=context.base_url_for(route.subdomain),
+        created_at=rfc3339(route.created_at),
+        updated_at=rfc3339(route.updated_at),
+    )
+
+
+def snapshot_answer(snapshot: Snapshot) -> SnapshotAnswer:
+    return SnapshotAnswer(
+        id=snapshot.id,
+        vm_id=snapshot.vm_id,
+        status=snapshot.status,
+        state_key=snapshot.state_key,
+        memory_key=snapshot.memory_key,
+        disk_key=snapshot.disk_key,
+        vm_config=snapshot.vm_config,
+        size_bytes=snapshot.size_bytes,
+        stored_bytes=snapshot.stored_bytes,
+        parent_id=snapshot.parent_id,
+        created_at=rfc3339(snapshot.created_at),
+    )
+
+
+def image_answer(image: Image) -> ImageAnswer:
+    boot = image.boot
+    return ImageAnswer(
+        id=image.id,
+        name=image.name,
+        kernel_path=str(boot.kernel),
+        initrd_path=str(boot.initrd) if boot.initrd else None,
+        rootfs_path=str(boot.rootfs) if boot.rootfs else None,
+        boot_args=boot.boot_args,
+        digest=image.digest,
+        size_bytes=image.size_bytes,
+        builtin=image.builtin,
+        created_at=rfc3339(image.created_at),
+    )
+
+
+def template_answer(template: Template) -> TemplateAnswer:
+    defaults = {name: value for name, value in template.defaults.items() if name != "user_data"}
+    return TemplateAnswer.model_validate(
+        {"id": template.id, "name": template.name, "defaults": defaults, "created_at": rfc3339(template.created_at)}
+    )
+
+
+def key_answer(key: ApiKey) -> KeyAnswer:
+    return KeyAnswer(id=key.id, name=key.name, created_at=rfc3339(key.created_at))
+
+
+def event_answer(event: Event) -> EventAnswer:
+    return EventAnswer(
+        id=event.id,
+        at=rfc3339(event.at),
+        type=event.type,
+        vm_id=event.vm_id,
+        state=PUBLIC[event.state],
+        reason=event.reason,
+    )
+
+
+def _time(moment: datetime | None) -> str | None:
+    return rfc3339(moment) if moment else None

@@ -1,0 +1,91 @@
+"""What clients send. Every field that may be left out may not be null."""
+
+from __future__ import annotations
+
+from pydantic import Field
+
+from hatchvm.api.fields import (
+    Body,
+    BootArgs,
+    GuestIP,
+    GuestMAC,
+    HostPath,
+    IdleTimeout,
+    MemMiB,
+    Metadata,
+    Name,
+    Port,
+    Reference,
+    Subdomain,
+    UserData,
+    VCPUs,
+    optional,
+)
+
+
+class VMDefaults(Body):
+    """The fields of a new VM that a template can hold."""
+
+    image_id: Reference = optional()
+    vcpu_count: VCPUs = optional()
+    mem_mib: MemMiB = optional()
+    boot_args: BootArgs = optional()
+    enable_network: bool = optional()
+    user_data: UserData = optional()
+    idle_timeout: IdleTimeout = optional()
+    metadata: Metadata = optional()
+
+
+class VMCreate(VMDefaults):
+    """A new VM. What is left out comes from the template, else from the node."""
+
+    template_id: Reference = optional()
+    name: Name = optional()
+    guest_ip: GuestIP = optional()
+    guest_mac: GuestMAC = optional()
+    snapshot_id: Reference = optional()
+
+
+class VMRestore(Body):
+    """Which snapshot to wake from; the latest if left out."""
+
+    snapshot_id: Reference = optional()
+
+
+class RouteCreate(Body):
+    """A new route. Without a subdomain it gets 12 random characters."""
+
+    subdomain: Subdomain = optional()
+    target_port: Port
+    auto_wake: bool = True
+
+
+class RouteUpdate(Body):
+    """What to change of a route."""
+
+    subdomain: Subdomain = optional()
+    target_port: Port = optional()
+    auto_wake: bool = optional()
+
+
+class ImageCreate(Body):
+    """Files of this host to register as an image. They are copied: changing them later changes nothing."""
+
+    name: Name = optional()
+    kernel_path: HostPath
+    initrd_path: HostPath = optional()
+    rootfs_path: HostPath = optional()
+    boot_args: BootArgs = optional()
+
+
+class TemplateCreate(Body):
+    """A named set of defaults."""
+
+    name: Name
+    defaults: VMDefaults = Field(default_factory=VMDefaults)
+
+
+class KeyCreate(Body):
+    """A name for the key, to know later whose it is."""
+
+    name: Name

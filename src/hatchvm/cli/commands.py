@@ -1,0 +1,35 @@
+"""Every command: its name, where it is, and what it does. Nothing is imported to know that."""
+
+from __future__ import annotations
+
+from typing import Final
+
+COMMANDS: Final = {
+    "serve": ("hatchvm.cli.serve:serve", "Run the daemon."),
+    "demo": ("hatchvm.cli.demo:demo", "Watch a VM fall asleep and wake up on this machine."),
+    "doctor": ("hatchvm.cli.doctor:doctor", "Check what this host can do."),
+    "vm": ("hatchvm.cli.vms:app", "Create VMs and move them between states."),
+    "route": ("hatchvm.cli.routes:app", "Lead subdomains to VMs."),
+    "snapshot": ("hatchvm.cli.snapshots:app", "Look at snapshots."),
+    "image": ("hatchvm.cli.images:app", "Manage what VMs boot from."),
+    "template": ("hatchvm.cli.templates:app", "Keep sets of defaults for new VMs."),
+    "key": ("hatchvm.cli.keys:app", "Make and revoke API keys."),
+    "events": ("hatchvm.cli.watch:events", "Print state changes as they happen."),
+    "health": ("hatchvm.cli.watch:health", "Ask the daemon how it is."),
+}
+
+
+def first_page() -> str:
+    """What `hatchvm --help` prints."""
+    width = max(map(len, COMMANDS)) + 2
+    commands = "\n".join(f"  {name:<{width}}{summary}" for name, (_, summary) in COMMANDS.items())
+    return (
+        "Usage: hatchvm [--json] [--url URL] COMMAND ...\n\n"
+        "Serverless microVMs on your own machines: unused VMs are frozen, the next request wakes them.\n\n"
+        f"Commands:\n{commands}\n\n"
+        "Options:\n"
+        "  --json      Print JSON for programs.\n"
+        "  --url URL   The daemon; default HATCH_URL, else HATCH_HTTP_ADDR.\n"
+        "  --version   Print the version.\n\n"
+        "`hatchvm COMMAND --help` says more. The API key is read from HATCH_API_KEY, else from the data directory."
+    )

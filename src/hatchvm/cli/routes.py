@@ -1,0 +1,73 @@
+"""`hatchvm route`."""
+
+from __future__ import annotations
+
+from typing import Final, cast
+
+from cyclopts import App
+
+from hatchvm.cli.options import given
+from hatchvm.cli.session import InSession
+from hatchvm.client.answers import RouteChanges
+
+app = App(name="route", help="Lead subdomains to VMs.")
+
+_COLUMNS: Final = ("id", "vm_id", "subdomain", "target_port", "auto_wake", "url")
+
+
+@app.command
+def create(vm: str, /, *, port: int, subdomain: str | None = None, auto_wake: bool = True, session: InSession) -> None:
+    """Lead a subdomain to a port of a VM.
+
+    Parameters
+    ----------
+    port
+        The guest's port.
+    subdomain
+        The name; random if not given.
+    auto_wake
+        Whether a request wakes the VM when it sleeps.
+    """
+    with session.client() as client:
+        session.show(client.create_route(vm, target_port=port, subdomain=subdomain, auto_wake=auto_wake))
+
+
+@app.command(name="list")
+def list_routes(vm: str | None = None, /, *, session: InSession) -> None:
+    """List routes, of one VM or of all."""
+    with session.client() as client:
+        session.show_all(client.list_routes(vm), _COLUMNS)
+
+
+@app.command
+def update(
+    route: str,
+    /,
+    *,
+    port: int | None = None,
+    subdomain: str | None = None,
+    auto_wake: bool | None = None,
+    session: InSession,
+) -> None:
+    """Change a route; what is not given stays.
+
+    Parameters
+    ----------
+    port
+        The guest's port.
+    subdomain
+        The name.
+    auto_wake
+        Whether a request wakes the VM when it sleeps.
+    """
+    changes = cast(RouteChanges, given(target_port=port, subdomain=subdomain, auto_wake=auto_wake))
+    with session.client() as client:
+        session.show(client.update_route(route, **changes))
+
+
+@app.command
+def delete(route: str, /, *, session: InSession) -> None:
+    """Delete a route; its VM is not touched."""
+    with session.client() as client:
+        client.delete_route(route)
+    session.show_deleted(route)

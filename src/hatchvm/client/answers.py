@@ -1,0 +1,157 @@
+"""What the daemon answers, as it comes: typed dictionaries."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class VM(TypedDict):
+    """A VM. Times are UTC, e.g. `2026-03-06T14:30:00Z`."""
+
+    id: str
+    state: str
+    state_reason: str
+    name: str | None
+    image_id: str
+    template_id: str | None
+    vcpu_count: int
+    mem_mib: int
+    boot_args: str | None
+    enable_network: bool
+    idle_timeout: str | None
+    metadata: dict[str, str]
+    guest_ip: str | None
+    guest_mac: str | None
+    tap_name: str | None
+    ssh_port: int | None
+    socket_path: str
+    node_id: str
+    created_at: str
+    updated_at: str
+    last_active_at: str | None
+
+
+class VMDefaults(TypedDict, total=False):
+    """The fields of a new VM that a template can hold."""
+
+    image_id: str
+    vcpu_count: int
+    mem_mib: int
+    boot_args: str
+    enable_network: bool
+    user_data: str
+    idle_timeout: str
+    metadata: dict[str, str]
+
+
+class NewVM(VMDefaults, total=False):
+    """A request for a VM: whatever is left out comes from the template, else from the node."""
+
+    template_id: str
+    name: str
+    guest_ip: str
+    guest_mac: str
+    snapshot_id: str
+
+
+class Route(TypedDict):
+    """A route."""
+
+    id: str
+    vm_id: str
+    subdomain: str
+    target_port: int
+    auto_wake: bool
+    url: str
+    created_at: str
+    updated_at: str
+
+
+class RouteChanges(TypedDict, total=False):
+    """What to change of a route."""
+
+    subdomain: str
+    target_port: int
+    auto_wake: bool
+
+
+class Snapshot(TypedDict):
+    """A snapshot."""
+
+    id: str
+    vm_id: str
+    status: str
+    state_key: str
+    memory_key: str
+    disk_key: str
+    vm_config: str
+    size_bytes: int
+    stored_bytes: int
+    parent_id: str | None
+    created_at: str
+
+
+class Image(TypedDict):
+    """An image."""
+
+    id: str
+    name: str | None
+    kernel_path: str
+    initrd_path: str | None
+    rootfs_path: str | None
+    boot_args: str
+    digest: str
+    size_bytes: int
+    builtin: bool
+    created_at: str
+
+
+class NewImage(TypedDict, total=False):
+    """What may be said about an image besides its kernel."""
+
+    name: str
+    initrd_path: str
+    rootfs_path: str
+    boot_args: str
+
+
+class Template(TypedDict):
+    """A template, without its `user_data`."""
+
+    id: str
+    name: str
+    defaults: VMDefaults
+    created_at: str
+
+
+class Key(TypedDict):
+    """An API key, without its secret."""
+
+    id: str
+    name: str
+    created_at: str
+
+
+class NewKey(Key):
+    """A new API key: `key` is its secret, told this once."""
+
+    key: str
+
+
+class Health(TypedDict):
+    """How much the node looks after."""
+
+    status: str
+    vm_count: int
+    route_count: int
+
+
+class Event(TypedDict):
+    """A state change."""
+
+    id: int
+    at: str
+    type: str
+    vm_id: str
+    state: str
+    reason: str

@@ -1,0 +1,75 @@
+"""What the doors see of the house: see `ports.gate.Gate`. Everything on the fast path only reads memory."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Final
+
+from hatchvm.base.errors import HatchError, NotFound, Unavailable, Upstream
+from hatchvm.control.activity import Activity, ActivityHold
+from hatchvm.control.context import Context
+from hatchvm.control.vms import wake
+from hatchvm.domain.lifecycle import PUBLIC, State
+from hatchvm.domain.route import Route
+
+#: How long after its last change of state a guest's port may refuse before that is the answer: a booting guest has not
+#: started its servers yet, a woken one had them all.
+_BOOT_GRACE_S: Final = 60.0
+#: A guest that answers nothing at all gets this long even when it has been up for days.
+_SILENCE_S: Final = 5.0
+
+#: States that lead to running by themselves or by a wake: the request waits.
+_WAITS: Final = frozenset({State.STARTING, State.SUSPENDING, State.SNAPSHOTTED, State.RESTORING})
+
+
+class HouseGate:
+    """A `Gate` over the control plane."""
+
+    def __init__(self, ctx: Context) -> None:
+        self._ctx = ctx
+
+    def route(self, subdomain: str) -> Route | None:
+        return self._ctx.routes.find(subdomain)
+
+    def hold(self, vm_id: str) -> ActivityHold:
+        owner = self._ctx.owners.find(vm_id)
+        return ActivityHold(owner.activity if owner else Activity(self._ctx.clock, None))
+
+    def ready(self, route: Route) -> bool:
+        owner = self._ctx.owners.find(route.vm_id)
+        if owner is None:
+            raise Upstream("vm not found")
+        vm = owner.vm
+        if vm.guest_ip is None:
+            raise Upstream("vm has no guest IP")
+        if vm.state is State.RUNNING:
+            return True
+        if vm.state is State.SNAPSHOTTED and not route.auto_wake:
+            raise Unavailable("vm is snapshotted and auto-wake is disabled")
+        if vm.state not in _WAITS:
+            raise Unavailable(f'vm is in state "{PUBLIC[vm.state]}", not proxying')
+        return False
+
+    async def need(self, vm_id: str, *, reason: str, timeout_s: float) -> None:
+        try:
+            await wake.need(self._ctx, vm_id, reason=reason, timeout_s=timeout_s)
+        except NotFound as error:
+            raise Upstream("vm not found") from error
+        except Unavailable:
+            raise
+        except HatchError as error:
+            raise Unavailable("failed to wake vm", detail=str(error), retry_after_s=1) from error
+
+    async def dial(self, vm_id: str, port: int, *, timeout_s: float) -> socket.socket:
+        owner = self._ctx.owners.find(vm_id)
+        if owner is None:
+            raise Upstream("vm not found")
+        now = asyncio.get_running_loop().time()
+        grace_s = max(0.0, owner.since + _BOOT_GRACE_S - self._ctx.clock.monotonic())
+        return await self._ctx.node.dial(
+            vm_id,
+            port,
+            patient_until=now + min(timeout_s, grace_s),
+            deadline=now + min(timeout_s, max(grace_s, _SILENCE_S)),
+        )

@@ -1,0 +1,64 @@
+"""What a starting daemon does with the rows of the last one: take back, finish or undo, sweep."""
+
+from __future__ import annotations
+
+import structlog
+
+from hatchvm.base.errors import HatchError
+from hatchvm.control.context import Context
+from hatchvm.control.owner import Owner
+from hatchvm.control.vms import delete, upload
+from hatchvm.control.vms.wake import newest_snapshot
+from hatchvm.domain.lifecycle import Found, State, recovered
+from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
+from hatchvm.telemetry import logs
+
+_log = structlog.get_logger()
+
+
+async def reconcile(ctx: Context) -> None:
+    """After this every row tells the truth, every process has a row, and what was being uploaded is again."""
+    async with ctx.store.begin() as tx:
+        vms = [vm for vm in await tx.vms.list() if vm.node_id == ctx.node.id]
+        ctx.routes.load(await tx.routes.list())
+    swept = await ctx.node.sweep({vm.id for vm in vms})
+    if swept:
+        _log.info(logs.SWEPT, vms=swept)
+    for vm in vms:
+        await _recover(ctx, ctx.own(vm))
+
+
+async def _recover(ctx: Context, owner: Owner) -> None:
+    vm = owner.vm
+    found = await ctx.node.adopt(vm, await ctx.image_of(vm))
+    newest = await newest_snapshot(ctx, vm.id)
+    if newest is not None and newest.status is SnapshotStatus.PENDING:
+        newest = await _settle_pending(ctx, newest)
+    stored = newest is not None and newest.status is SnapshotStatus.COMMITTED
+    state, reason = recovered(vm.state, found, stored=stored)
+    if state is not vm.state:
+        await owner.recover(state, reason=reason)
+    if found is Found.RUNNING:
+        owner.since = float("-inf")  # it has been up for long: its ports answer or they do not
+        _log.info(logs.ADOPTED, vm=vm.id)
+    if state is State.DELETING:
+        owner.start(lambda: delete.destroy(ctx, owner), name="delete")
+    elif newest is not None and newest.status is SnapshotStatus.PENDING:
+        await _resume_upload(ctx, owner, newest, possible=found is Found.SAVED and state is State.SNAPSHOTTED)
+
+
+async def _settle_pending(ctx: Context, snapshot: Snapshot) -> Snapshot:
+    """A snapshot whose manifest was written before the daemon died is committed."""
+    try:
+        sizes = await ctx.node.committed(snapshot)
+    except HatchError:  # the store is down: the upload finds out later
+        return snapshot
+    return snapshot if sizes is None else await upload.record(ctx, snapshot, sizes)
+
+
+async def _resume_upload(ctx: Context, owner: Owner, snapshot: Snapshot, *, possible: bool) -> None:
+    if possible:
+        upload.begin(ctx, owner, snapshot)
+        return
+    async with ctx.store.begin() as tx:
+        await tx.snapshots.delete(snapshot.id)

@@ -1,0 +1,44 @@
+"""All routes in memory: what the proxy asks on every request, kept in step with the rows by `control.routes`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from hatchvm.domain.route import Route
+
+
+class RouteTable:
+    """Routes by subdomain, and by VM."""
+
+    def __init__(self) -> None:
+        self._by_subdomain: dict[str, Route] = {}
+        self._by_vm: dict[str, dict[str, Route]] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_subdomain)
+
+    def load(self, routes: Iterable[Route]) -> None:
+        for route in routes:
+            self.put(route)
+
+    def find(self, subdomain: str) -> Route | None:
+        return self._by_subdomain.get(subdomain)
+
+    def of_vm(self, vm_id: str) -> list[Route]:
+        return list(self._by_vm.get(vm_id, {}).values())
+
+    def put(self, route: Route) -> None:
+        """Add a route, or replace the one with the same id."""
+        old = self._by_vm.get(route.vm_id, {}).get(route.id)
+        if old is not None:
+            del self._by_subdomain[old.subdomain]
+        self._by_subdomain[route.subdomain] = route
+        self._by_vm.setdefault(route.vm_id, {})[route.id] = route
+
+    def remove(self, route: Route) -> None:
+        if self._by_vm.get(route.vm_id, {}).pop(route.id, None) is not None:
+            del self._by_subdomain[route.subdomain]
+
+    def remove_vm(self, vm_id: str) -> None:
+        for route in self._by_vm.pop(vm_id, {}).values():
+            del self._by_subdomain[route.subdomain]

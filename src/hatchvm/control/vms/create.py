@@ -1,0 +1,106 @@
+"""Creating a VM: decide, write the row, make its parts, start it. Any failure removes what was made, row included."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+
+import structlog
+
+from hatchvm.base import ids
+from hatchvm.base.errors import Conflict
+from hatchvm.control.context import Context
+from hatchvm.control.owner import Owner
+from hatchvm.domain import addressing, admission
+from hatchvm.domain.image import Image, Template
+from hatchvm.domain.lifecycle import Event, State
+from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
+from hatchvm.domain.vm import VM, NewVM
+from hatchvm.ports.store import Tx
+from hatchvm.telemetry import logs
+
+_log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Sources:
+    """What a request refers to."""
+
+    new: NewVM
+    template: Template | None
+    image: Image
+    snapshot: Snapshot | None
+
+
+async def create(ctx: Context, new: NewVM) -> VM:
+    """A running VM. See `ports.house.VMs.create`."""
+    async with ctx.store.begin() as tx:
+        sources = await _look_up(ctx, tx, new)
+        vm = _decide(ctx, sources)
+        if vm.guest_ip is not None:
+            used = await tx.vms.used_ssh_ports()
+            free = [port for port in ctx.settings.ssh_ports if port not in used]
+            taken = used | {port for port in free[:_LOOK] if not ctx.port_is_free(port)}
+            vm = replace(vm, ssh_port=addressing.first_free(ctx.settings.ssh_ports, taken))
+        await tx.vms.insert(vm)
+    owner = ctx.own(vm)
+    return await owner.do(lambda: _start(ctx, owner, sources), name="create")
+
+
+#: How many ports to try on the host before giving up finding one that no stranger listens on.
+_LOOK = 100
+
+
+async def _look_up(ctx: Context, tx: Tx, new: NewVM) -> _Sources:
+    template = await tx.templates.find(new.template_id) if new.template_id is not None else None
+    new = admission.with_template(new, template)
+    snapshot = await tx.snapshots.get(new.snapshot_id) if new.snapshot_id is not None else None
+    if snapshot is not None:
+        if snapshot.status is not SnapshotStatus.COMMITTED:
+            raise Conflict("the snapshot is not stored yet; try again when its status is committed")
+        if new.image_id is not None:
+            new = replace(new, image_id=(await tx.images.find(new.image_id)).id)
+        new = admission.as_copy(new, json.loads(snapshot.vm_config))
+    image = await tx.images.find(new.image_id or ctx.settings.default_image)
+    return _Sources(new, template, image, snapshot)
+
+
+def _decide(ctx: Context, sources: _Sources) -> VM:
+    settings, new = ctx.settings, sources.new
+    defaults = admission.Defaults(
+        image=settings.default_image,
+        vcpu_count=settings.default_vcpu,
+        mem_mib=settings.default_mem_mib,
+        boot_args=settings.default_boot_args,
+    )
+    spec = admission.specify(new, sources.template, sources.image, defaults, host_mem_mib=settings.host_mem_mib)
+    vm_id, now = ids.new(ids.VM), ctx.clock.now()
+    return VM(
+        id=vm_id,
+        spec=spec,
+        state=State.STARTING,
+        node_id=ctx.node.id,
+        created_at=now,
+        updated_at=now,
+        started_at=now,
+        guest_ip=addressing.user_guest_ip(new.guest_ip) if spec.enable_network else None,
+        guest_mac=(new.guest_mac or addressing.mac_of(vm_id)).lower() if spec.enable_network else None,
+    )
+
+
+async def _start(ctx: Context, owner: Owner, sources: _Sources) -> VM:
+    vm = owner.vm
+    try:
+        await ctx.node.prepare(vm, sources.image, vm.spec.user_data)
+        if sources.snapshot is None:
+            await ctx.node.boot(vm, sources.image)
+        else:
+            await ctx.node.fetch(vm, sources.image, sources.snapshot)
+            await ctx.node.wake(vm, sources.image, ())
+    except BaseException:
+        await ctx.node.destroy(vm.id)
+        await owner.forget()
+        ctx.owners.remove(vm.id)
+        raise
+    _log.info(logs.VM_CREATED, vm=vm.id, image=sources.image.name or sources.image.id)
+    return await owner.settle(Event.BOOTED)

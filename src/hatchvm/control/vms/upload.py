@@ -1,0 +1,134 @@
+"""Bringing a suspended VM's snapshot to the object store, in the background, for as long as the VM sleeps.
+
+A wake never waits for an upload: it stops it, and the snapshot, which nobody can restore any more, is forgotten.
+A store that is down costs nothing but retries with a growing delay: the VM sleeps and wakes from its local copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+
+import structlog
+
+from hatchvm.base import tasks
+from hatchvm.base.errors import Conflict, Corrupt, HatchError, Unavailable
+from hatchvm.control.context import Context
+from hatchvm.control.owner import Owner
+from hatchvm.domain import backoff
+from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
+from hatchvm.ports.node import Sizes
+from hatchvm.ports.store import Tx
+from hatchvm.telemetry import logs, metrics
+
+_log = structlog.get_logger()
+
+
+def begin(ctx: Context, owner: Owner, snapshot: Snapshot) -> asyncio.Future[Snapshot]:
+    """Start uploading. The future resolves at the first outcome: the committed snapshot, or why it is not."""
+    first: asyncio.Future[Snapshot] = asyncio.get_running_loop().create_future()
+    first.add_done_callback(lambda future: future.cancelled() or future.exception())
+    owner.pending = snapshot
+    owner.upload = tasks.spawn(_upload(ctx, owner, snapshot, first), name=f"upload {snapshot.id}")
+    return first
+
+
+async def stop(owner: Owner) -> Snapshot | None:
+    """Stop the upload, if one is under way; the snapshot that stayed uncommitted, or None."""
+    task, owner.upload = owner.upload, None
+    if task is not None:
+        await tasks.cancel_and_wait(task)
+    return owner.pending
+
+
+def forget(snapshot: Snapshot | None) -> Callable[[Tx], Awaitable[None]] | None:
+    """What removes an uncommitted snapshot's row in somebody's unit of work."""
+    if snapshot is None:
+        return None
+    return lambda tx: tx.snapshots.delete(snapshot.id)
+
+
+async def _upload(ctx: Context, owner: Owner, snapshot: Snapshot, first: asyncio.Future[Snapshot]) -> None:
+    failures = 0
+    try:
+        while True:
+            try:
+                sizes = await ctx.node.upload(owner.vm, await ctx.image_of(owner.vm), snapshot)
+                break
+            except HatchError as error:
+                failures += 1
+                await _failed(ctx, snapshot, error, failures)
+                if not first.done():
+                    first.set_exception(_kept(error))
+                if isinstance(error, Corrupt):
+                    return  # what is to be stored is gone: no retry brings it back
+            await asyncio.sleep(backoff.delay_s(failures))
+        stored = await tasks.finish(_committed(ctx, owner, snapshot, sizes), name=f"commit {snapshot.id}")
+        if not first.done():
+            first.set_result(stored)
+    finally:
+        if not first.done():
+            first.set_exception(
+                Conflict("a request woke the vm before its snapshot was stored; it runs on, nothing is lost")
+            )
+
+
+async def record(ctx: Context, snapshot: Snapshot, sizes: Sizes) -> Snapshot:
+    """Write the row of a snapshot whose manifest is in the object store."""
+    stored = replace(
+        snapshot,
+        status=SnapshotStatus.COMMITTED,
+        size_bytes=sizes.size_bytes,
+        stored_bytes=sizes.stored_bytes,
+        error="",
+    )
+    async with ctx.store.begin() as tx:
+        await tx.snapshots.update(stored)
+    return stored
+
+
+async def _committed(ctx: Context, owner: Owner, snapshot: Snapshot, sizes: Sizes) -> Snapshot:
+    stored = await record(ctx, snapshot, sizes)
+    owner.pending = None
+    metrics.UPLOADS.labels("ok").inc()
+    metrics.STORED_BYTES.inc(sizes.stored_bytes)
+    _log.info(logs.SNAPSHOT_STORED, vm=owner.vm.id, snapshot=stored.id, stored_bytes=sizes.stored_bytes)
+    await _retain(ctx, owner)
+    return stored
+
+
+async def _retain(ctx: Context, owner: Owner) -> None:
+    """Keep the newest committed snapshots; a failure to remove an old one is retried after the next upload."""
+    async with ctx.store.begin() as tx:
+        rows = await tx.snapshots.list_for_vm(owner.vm.id)
+    committed = [row for row in rows if row.status is SnapshotStatus.COMMITTED]
+    for old in committed[ctx.settings.snapshot_keep :]:
+        try:
+            await ctx.node.discard(old)
+        except HatchError as error:
+            _log.warning(logs.SNAPSHOT_NOT_REMOVED, vm=owner.vm.id, snapshot=old.id, error=str(error))
+            return
+        async with ctx.store.begin() as tx:
+            await tx.snapshots.delete(old.id)
+
+
+async def _failed(ctx: Context, snapshot: Snapshot, error: HatchError, failures: int) -> None:
+    metrics.UPLOADS.labels("failed").inc()
+    _log.error(
+        logs.SNAPSHOT_UPLOAD_FAILED,
+        vm=snapshot.vm_id,
+        snapshot=snapshot.id,
+        error=str(error),
+        detail=error.detail,
+        failures=failures,
+    )
+    async with ctx.store.begin() as tx:
+        await tx.snapshots.update(replace(snapshot, error=str(error)))
+
+
+def _kept(error: HatchError) -> HatchError:
+    return Unavailable(
+        f"the vm is suspended and kept on this host, but storing its snapshot failed and will be retried: {error}",
+        detail=error.detail,
+    )

@@ -1,0 +1,94 @@
+"""From a route to a connection into its guest: the slow path, with a wake in it if need be."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Final
+
+from hatchvm.base import errors
+from hatchvm.base.clock import Clock
+from hatchvm.domain.route import Route
+from hatchvm.edge.http.admission import Admission, Slot
+from hatchvm.edge.http.limits import Limits
+from hatchvm.edge.http.pool import Pool, Target
+from hatchvm.edge.http.upstream import Upstream
+from hatchvm.ports.gate import Gate
+
+#: How often a VM may fall asleep again between its wake and the connection.
+_MAX_RELAPSES: Final = 2
+
+
+class Connector:
+    """Makes and pools connections to guests."""
+
+    def __init__(self, gate: Gate, limits: Limits, clock: Clock) -> None:
+        self._gate = gate
+        self._limits = limits
+        self._clock = clock
+        self._admission = Admission(slots=limits.fresh_slots)
+        self._pool: Pool[Upstream] = Pool(per_target=limits.pooled_per_port)
+
+    def pooled(self, target: Target, *, repeatable: bool) -> Upstream | None:
+        """A connection that has served before. `repeatable`: if it proves dead, its request may be sent again."""
+        limits = self._limits
+        max_idle_s = limits.pool_timeout_s if repeatable else limits.trusted_idle_s
+        return self._pool.take(target, idle_since=self._clock.monotonic() - max_idle_s)
+
+    def give_back(self, upstream: Upstream) -> None:
+        upstream.user = None
+        upstream.served = True
+        self._pool.give(upstream, now=self._clock.monotonic())
+
+    def forget(self, vm_id: str) -> None:
+        self._pool.forget(vm_id)
+
+    def sweep(self) -> None:
+        self._pool.sweep(idle_since=self._clock.monotonic() - self._limits.pool_timeout_s)
+        self._admission.sweep()
+
+    def close(self) -> None:
+        self._pool.close()
+
+    async def connect(self, route: Route, *, awake: bool, fresh: bool) -> Upstream:
+        """A connection to the route's port, after a wake unless `awake`. `fresh`: one that has served nobody yet.
+
+        Raises HatchError with the sentence for the client.
+        """
+        relapses = 0
+        while True:
+            if not awake:
+                await self._gate.need(route.vm_id, reason="http", timeout_s=self._limits.wake_timeout_s)
+            try:
+                return await self._knock((route.vm_id, route.target_port), fresh=fresh)
+            except errors.Unavailable:
+                if relapses == _MAX_RELAPSES:
+                    raise
+                relapses += 1
+                awake = False
+
+    async def _knock(self, target: Target, *, fresh: bool) -> Upstream:
+        slot = await self._admission.enter(target)
+        try:
+            # Whoever had to queue may find that those before him have left their connections.
+            if not fresh and (pooled := self.pooled(target, repeatable=False)):
+                slot.leave()
+                return pooled
+            slot.leave_within(self._limits.fresh_slot_timeout_s)
+            sock = await self._gate.dial(*target, timeout_s=self._limits.wake_timeout_s)
+            return await self._wrap(sock, target, slot)
+        except BaseException:
+            slot.leave()
+            raise
+
+    async def _wrap(self, sock: socket.socket, target: Target, slot: Slot) -> Upstream:
+        loop = asyncio.get_running_loop()
+        try:
+            _, upstream = await loop.create_connection(lambda: Upstream(target, self._pool, slot), sock=sock)
+        except OSError as error:
+            sock.close()
+            raise errors.Upstream("upstream refused connection", detail=str(error)) from error
+        except BaseException:
+            sock.close()
+            raise
+        return upstream

@@ -1,0 +1,194 @@
+"""Field lines of a head: what a relay must know of them, and which it may pass on.
+
+Written for strictness first: whatever could be read in two ways is refused, because the guest behind the proxy may
+read it the other way. Then for speed: control bytes are found by one `translate`, a name is judged once and
+remembered, and a line nobody here cares about is copied as it came.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from enum import Enum, auto
+from typing import Final
+
+#: A head may not be longer, its blank line included.
+MAX_HEAD_BYTES: Final = 64 * 1024
+TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+_CONTROLS: Final = bytes(set(range(32)) - set(b"\t\r\n")) + b"\x7f"
+_MAX_REMEMBERED_NAMES: Final = 4096
+_MAX_REMEMBERED_BYTES: Final = 64
+_MAX_LENGTH_DIGITS: Final = 18
+
+
+class Malformed(Exception):
+    """A message that is not understood, or could be understood in two ways."""
+
+    def __init__(self, sentence: str, *, status: int = 400) -> None:
+        super().__init__(sentence)
+        self.sentence = sentence
+        self.status = status
+
+
+class Use(Enum):
+    """What is done with a field line."""
+
+    KEEP = auto()  # copied as it came
+    DROP = auto()  # meant for this hop only, or not to be believed
+    REFUSE = auto()  # never in a message that means well
+    HOST = auto()
+    LENGTH = auto()
+    CODING = auto()
+    CONNECTION = auto()
+    UPGRADE = auto()
+    TE = auto()
+
+
+_LISTS: Final = frozenset({Use.CONNECTION, Use.UPGRADE, Use.TE})
+
+_HOP_BY_HOP: Final = {
+    b"content-length": Use.LENGTH,
+    b"transfer-encoding": Use.CODING,
+    b"connection": Use.CONNECTION,
+    b"upgrade": Use.UPGRADE,
+    b"te": Use.TE,
+    b"keep-alive": Use.DROP,
+    b"proxy-connection": Use.DROP,
+    b"proxy-authenticate": Use.DROP,
+    b"proxy-authorization": Use.DROP,
+}
+#: Only the proxy says who the client is; `x-forwarded-*` is dropped by prefix.
+_IDENTITY: Final = {b"forwarded": Use.DROP, b"x-real-ip": Use.DROP}
+_FORBIDDEN_IN_TRAILERS: Final = (
+    b"host",
+    b"content-encoding",
+    b"content-type",
+    b"content-range",
+    b"authorization",
+    b"trailer",
+    *_IDENTITY,
+)
+#: Fields that no `Connection` header may remove: the message would change its meaning or its addressee.
+_NEVER_NAMED: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
+
+
+class Found:
+    """What the field lines of one head said: lines to pass on, and the values of those that concern the relay."""
+
+    __slots__ = ("kept", "values")
+
+    def __init__(self, kept: list[bytes], values: dict[Use, bytes]) -> None:
+        self.kept = kept
+        self.values = values
+
+    def options(self) -> frozenset[bytes]:
+        """The options of `Connection`, lower case; the fields they name are taken out of `kept`."""
+        value = self.values.get(Use.CONNECTION)
+        if value is None:
+            return frozenset()
+        options = frozenset(option for part in value.lower().split(b",") if (option := part.strip(b" \t")))
+        if not all(map(TOKEN.fullmatch, options)):
+            raise Malformed("malformed Connection header")
+        if options & _NEVER_NAMED:
+            raise Malformed("the Connection header names a field that belongs to the message")
+        if options - {b"close", b"keep-alive"}:
+            self.kept = [line for line in self.kept if line.partition(b":")[0].lower() not in options]
+        return options
+
+    def length(self) -> int | None:
+        """The body's length in bytes, None if not given, `CHUNKED` if it is chunked."""
+        coding, length = self.values.get(Use.CODING), self.values.get(Use.LENGTH)
+        if coding is not None:
+            if length is not None:
+                raise Malformed("both Content-Length and Transfer-Encoding")
+            # Codings are case-insensitive by the book; a guest that compares exactly would see no body here.
+            if coding != b"chunked":
+                raise Malformed("Transfer-Encoding must be exactly chunked")
+            return CHUNKED
+        if length is None:
+            return None
+        if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS:
+            raise Malformed("malformed Content-Length")
+        return int(length)
+
+
+#: Stands for a length that only the body itself tells.
+CHUNKED: Final = -1
+
+
+class FieldTable:
+    """Which names matter in one kind of head. Remembers its verdict on each spelling it has seen."""
+
+    def __init__(self, uses: Mapping[bytes, Use], *, dropped_prefix: bytes | None = None) -> None:
+        self._uses = uses
+        self._dropped_prefix = dropped_prefix
+        self._verdicts: dict[bytes, Use] = {}
+
+    def read(self, lines: list[bytes]) -> Found:
+        """Judge every line. Raises Malformed. The lines must have passed `split_head`."""
+        kept: list[bytes] = []
+        values: dict[Use, bytes] = {}
+        verdicts = self._verdicts
+        for line in lines:
+            name, colon, value = line.partition(b":")
+            if not colon:
+                raise Malformed("a header line without a colon")
+            use = verdicts.get(name) or self._judge(name)
+            if use is Use.KEEP:
+                kept.append(line)
+            elif use is Use.REFUSE:
+                raise Malformed(f"header {name.decode()} is not allowed here")
+            elif use is Use.DROP:
+                continue
+            elif use not in values:
+                values[use] = value.strip(b" \t")
+            elif use in _LISTS:
+                values[use] += b"," + value.strip(b" \t")
+            else:
+                raise Malformed(f"more than one {name.decode()} header")
+        return Found(kept, values)
+
+    def _judge(self, name: bytes) -> Use:
+        if not TOKEN.fullmatch(name):
+            raise Malformed("malformed header name")
+        use = self._use(name.lower())
+        if len(name) <= _MAX_REMEMBERED_BYTES:
+            if len(self._verdicts) >= _MAX_REMEMBERED_NAMES:
+                self._verdicts.clear()
+            self._verdicts[name] = use
+        return use
+
+    def _use(self, lower: bytes) -> Use:
+        # Guests with a CGI heritage read `a_b` as `a-b`, so a spelling with underscores must not slip past.
+        folded = lower.replace(b"_", b"-")
+        if self._dropped_prefix and folded.startswith(self._dropped_prefix):
+            return Use.DROP
+        use = self._uses.get(folded, Use.KEEP)
+        if folded == lower or use in (Use.KEEP, Use.DROP):
+            return use
+        return Use.REFUSE
+
+
+REQUEST_FIELDS: Final = FieldTable(
+    {**_HOP_BY_HOP, **_IDENTITY, b"host": Use.HOST},
+    dropped_prefix=b"x-forwarded-",
+)
+RESPONSE_FIELDS: Final = FieldTable(_HOP_BY_HOP)
+TRAILER_FIELDS: Final = FieldTable(dict.fromkeys((*_HOP_BY_HOP, *_FORBIDDEN_IN_TRAILERS), Use.REFUSE))
+
+
+def refuse_controls(data: bytes) -> None:
+    """Raise Malformed if `data` holds a control byte other than TAB, CR and LF."""
+    if len(data.translate(None, _CONTROLS)) != len(data):
+        raise Malformed("a control character in the head")
+
+
+def split_head(head: bytes) -> list[bytes]:
+    """The lines of a head given without its closing blank line. Raises Malformed for controls, bare CR and bare LF."""
+    refuse_controls(head)
+    lines = head.split(b"\r\n")
+    breaks = len(lines) - 1
+    if head.count(b"\r") != breaks or head.count(b"\n") != breaks:
+        raise Malformed("a bare CR or LF in the head")
+    return lines

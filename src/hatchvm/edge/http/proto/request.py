@@ -1,0 +1,124 @@
+"""A request's head: read strictly, and written anew for the guest."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Final
+
+from hatchvm.edge.http.proto.fields import CHUNKED, REQUEST_FIELDS, TOKEN, Found, Malformed, Use, split_head
+
+#: RFC 9110, 9.2.2: repeating such a request asks for nothing more than sending it once.
+_IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+_TARGET: Final = re.compile(rb"[\x21-\x7e]+")
+_ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
+_HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What the relay knows of a request. `head` is complete and ready for the guest, its blank line included."""
+
+    method: bytes
+    host: bytes  # as the client wrote it; empty if there was none
+    head: bytes
+    length: int  # bytes of body; CHUNKED if it tells its length itself
+    keep_alive: bool
+    upgrade: bool  # a 101 is welcome
+    old: bool  # HTTP/1.0: no chunks, no interim answers
+
+    @property
+    def idempotent(self) -> bool:
+        return self.method in _IDEMPOTENT
+
+
+def parse_request(head: bytes, forwarded: bytes) -> Request:
+    """Read a head given without its closing blank line.
+
+    `forwarded`: whole lines that tell the guest who the client is. Raises Malformed.
+    """
+    lines = split_head(head)
+    method, target, version = _start_line(lines[0])
+    found = REQUEST_FIELDS.read(lines[1:])
+    host = found.values.get(Use.HOST, b"")
+    if not _HOST.fullmatch(host):
+        raise Malformed("malformed Host header")
+    options = found.options()
+    length = found.length()
+    old = version == b"HTTP/1.0"
+    if old and length == CHUNKED:
+        raise Malformed("Transfer-Encoding in an HTTP/1.0 request")
+    upgrade = not old and b"upgrade" in options and Use.UPGRADE in found.values
+    return Request(
+        method=method,
+        host=host,
+        head=b"\r\n".join(
+            [
+                method + b" " + _origin_form(method, target, host) + b" HTTP/1.1",
+                *_host_line(found),
+                *found.kept,
+                *_hop_lines(found, length, upgrade=upgrade),
+                forwarded + b"X-Forwarded-Host: " + host + b"\r\n\r\n",
+            ]
+        ),
+        length=length or 0,
+        keep_alive=b"close" not in options and (not old or b"keep-alive" in options),
+        upgrade=upgrade,
+        old=old,
+    )
+
+
+def _start_line(line: bytes) -> tuple[bytes, bytes, bytes]:
+    """Method, target and version."""
+    try:
+        method, target, version = line.split(b" ")
+    except ValueError:
+        raise Malformed("malformed request line") from None
+    if not TOKEN.fullmatch(method):
+        raise Malformed("malformed method")
+    if not _TARGET.fullmatch(target):
+        raise Malformed("malformed request target")
+    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
+        raise Malformed("this proxy speaks HTTP/1.1 and HTTP/1.0")
+    if method == b"CONNECT":
+        raise Malformed("CONNECT is not supported", status=501)
+    return method, target, version
+
+
+def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
+    """The target as a guest expects it: a path as it came, without scheme and authority."""
+    if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
+        return target
+    absolute = _ABSOLUTE.fullmatch(target)
+    if not absolute:
+        raise Malformed("malformed request target")
+    authority, path = absolute.groups()
+    if authority.lower() != host.lower():
+        raise Malformed("the request target and the Host header disagree")
+    if not path and method == b"OPTIONS":
+        return b"*"
+    return bytes(path) if path.startswith(b"/") else b"/" + path
+
+
+def _host_line(found: Found) -> list[bytes]:
+    host = found.values.get(Use.HOST)
+    return [] if host is None else [b"Host: " + host]
+
+
+def _hop_lines(found: Found, length: int | None, *, upgrade: bool) -> list[bytes]:
+    """What this hop says for itself: framing in one spelling only, and what the next hop may do."""
+    lines: list[bytes] = []
+    options: list[bytes] = []
+    if length == CHUNKED:
+        lines.append(b"Transfer-Encoding: chunked")
+    elif length is not None:
+        lines.append(b"Content-Length: %d" % length)
+    if upgrade:
+        lines.append(b"Upgrade: " + found.values[Use.UPGRADE])
+        options.append(b"Upgrade")
+    if b"trailers" in found.values.get(Use.TE, b"").lower():
+        lines.append(b"TE: trailers")
+        options.append(b"TE")
+    if options:
+        lines.append(b"Connection: " + b", ".join(options))
+    return lines

@@ -1,0 +1,46 @@
+"""Debian packages as a source of files: fetched with apt, unpacked over one another, never installed, no root needed."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from hatchvm.base.errors import Unavailable
+from hatchvm.images.tools import run
+
+_DEPENDS: Final = ("depends", "--no-recommends", "--no-suggests", "--no-conflicts", "--no-breaks", "--no-replaces")
+_REAL: Final = re.compile(r"^[a-z0-9][a-z0-9.+-]*$", re.MULTILINE)
+_FIRST: Final = re.compile(r"^ +Depends: ([a-z0-9][a-z0-9.+-]*)$", re.MULTILINE)
+
+
+def unpack(meta_package: str, programs: Sequence[str], folder: Path) -> Path:
+    """Download the package that `meta_package` stands for, and `programs` with all they depend on; their common tree.
+
+    Raises Unavailable if apt does not know or cannot fetch one of them, Unsupported on a host without apt.
+    """
+    try:
+        return _unpack(meta_package, programs, folder)
+    except Unavailable as error:
+        if os.geteuid() != 0:
+            advice = "apt could not fetch the image's packages; run `apt-get update` as root, then try again"
+            raise Unavailable(advice, detail=error.detail) from error
+    run("apt-get", "update", "-qq")
+    return _unpack(meta_package, programs, folder)
+
+
+def _unpack(meta_package: str, programs: Sequence[str], folder: Path) -> Path:
+    real = _FIRST.search(run("apt-cache", *_DEPENDS, meta_package))
+    if real is None:
+        raise Unavailable(f"apt does not know the package {meta_package}")
+    closure = _REAL.findall(run("apt-cache", *_DEPENDS, "--no-enhances", "--recurse", *programs))
+    downloads = folder / "packages"
+    downloads.mkdir(exist_ok=True)
+    # As root apt would fetch as the user `_apt`, who may not write here.
+    run("apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", real[1], *closure, cwd=downloads)
+    tree = folder / "tree"
+    for package in sorted(downloads.glob("*.deb")):
+        run("dpkg-deb", "-x", str(package), str(tree))
+    return tree

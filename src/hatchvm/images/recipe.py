@@ -1,0 +1,150 @@
+"""What the built-in image `tiny` is made of: a Debian kernel, busybox, dropbear, and the scripts in `guest/`."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+from typing import Final
+
+from blake3 import blake3
+
+from hatchvm.domain.image import Boot
+from hatchvm.images import cpio, debian, ext4, libraries
+from hatchvm.images.modules import Modules
+from hatchvm.images.tools import run
+from hatchvm.images.tree import Tree
+
+#: Raise it when this file changes what is built; the guest's scripts are part of the recipe's key by themselves.
+VERSION: Final = 1
+#: With `panic=-1` a crashed guest resets at once, and a VMM that does not reboot ends.
+BOOT_ARGS: Final = "console=ttyS0 quiet panic=-1 reboot=t"
+DISK_MIB: Final = 256
+INODES: Final = 16384
+
+_KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
+_PROGRAM_PACKAGES: Final = ("busybox-static", "dropbear-bin")
+_ROOT_MODULES: Final = (
+    *("virtio_ring", "virtio", "virtio_mmio", "failover", "net_failover", "virtio_net", "virtio_blk", "ext4"),
+    *("virtio_balloon", "virtio_rng", "button", "evdev"),
+)
+_SEED_MODULES: Final = ("cdrom", "isofs")
+_DROPBEAR: Final = ("usr/sbin/dropbear", "usr/bin/dropbearkey", "usr/bin/dbclient")
+_LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
+_LOADER: Final = "ld-linux-x86-64.so.2"
+#: script of ours -> path in the guest, mode
+_GUEST: Final = {
+    "inittab": ("etc/inittab", 0o644),
+    "rc": ("etc/rc", 0o755),
+    "rc.shutdown": ("etc/rc.shutdown", 0o755),
+    "udhcpc.script": ("etc/udhcpc.script", 0o755),
+    "power-button": ("etc/acpi/PWRF/00000080", 0o755),
+    "yaml.awk": ("usr/lib/cloud-init/yaml.awk", 0o644),
+    "configure": ("usr/lib/cloud-init/configure", 0o755),
+    "run": ("usr/lib/cloud-init/run", 0o755),
+}
+_ETC: Final = {
+    "hostname": "tiny\n",
+    "hosts": "127.0.0.1 localhost\n",
+    "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
+    "group": "root:x:0:\ntty:x:5:\nnogroup:x:65534:\n",
+    "shells": "/bin/sh\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files dns\n",
+    "profile": "export PATH=/usr/local/bin:/usr/bin:/usr/sbin:/bin:/sbin\nexport PS1='\\u@\\h:\\w\\$ '\n",
+    "resolv.conf": "",
+}
+
+
+def key() -> str:
+    """A digest of everything of ours that shapes the image: equal keys may share a build."""
+    whole = blake3(f"{VERSION} {BOOT_ARGS}".encode())
+    for script in ("initrd.sh", *_GUEST):
+        whole.update(b"\0" + _guest_file(script))
+    return whole.hexdigest()
+
+
+def boot(folder: Path, boot_args: str) -> Boot:
+    """The files of a build in `folder`."""
+    return Boot(
+        kernel=folder / "kernel",
+        initrd=folder / "initrd",
+        rootfs=folder / "rootfs.img",
+        rootfs_format="raw",
+        boot_args=boot_args,
+    )
+
+
+def build(target: Path, scratch: Path, progress: Callable[[str], None]) -> Boot:
+    """Write kernel, initrd and root disk into `target`, using the empty folder `scratch`. Takes some seconds.
+
+    Needs apt and e2fsprogs, but neither root nor a compiler. Raises Unavailable or Unsupported.
+    """
+    progress("fetching Debian packages")
+    packages = debian.unpack(_KERNEL_PACKAGE, _PROGRAM_PACKAGES, scratch)
+    progress("writing kernel, initrd and root disk")
+    (kernel,) = (packages / "boot").glob("vmlinuz-*")
+    kernel.replace(target / "kernel")
+    (target / "initrd").write_bytes(gzip.compress(cpio.archive(_initrd(packages)), mtime=0))
+    staging = scratch / "rootfs"
+    staging.mkdir()
+    ext4.make(target / "rootfs.img", _rootfs(packages), size_mib=DISK_MIB, inodes=INODES, scratch=staging)
+    return boot(target, BOOT_ARGS)
+
+
+def _initrd(packages: Path) -> Tree:
+    tree = Tree()
+    for folder in ("dev", "root"):
+        tree.folder(folder)
+    tree.device("dev/console", 0o600, 5, 1)
+    tree.program("bin/busybox", _busybox(packages).read_bytes())
+    for applet in ("mount", "insmod", "switch_root", "poweroff"):
+        tree.link(f"bin/{applet}", "busybox")
+    tree.program("init", _guest_file("initrd.sh"))
+    (folder,) = (packages / "lib/modules").iterdir()
+    order = Modules(folder).load_order((*_ROOT_MODULES, *_SEED_MODULES))
+    for number, (name, content) in enumerate(order.items()):
+        tree.file(f"modules{'-seed' if name in _SEED_MODULES else ''}/{number:02}-{name}.ko", content)
+    return tree
+
+
+def _rootfs(packages: Path) -> Tree:
+    tree = Tree()
+    for folder, mode in (("dev", 0o755), ("proc", 0o555), ("sys", 0o555), ("tmp", 0o1777), ("run", 0o755)):
+        tree.folder(folder, mode)
+    for folder in ("root", "etc/dropbear", "root/.ssh"):
+        tree.folder(folder, 0o700)
+    for folder in ("mnt", "var/log", "var/run", "var/lib/cloud", "usr/local/bin", "var/www"):
+        tree.folder(folder)
+    for name, text in _ETC.items():
+        tree.file(f"etc/{name}", text.encode())
+    tree.file("etc/shadow", b"root:*:1:0:99999:7:::\n", 0o600)
+    for name, (path, mode) in _GUEST.items():
+        tree.file(path, _guest_file(name), mode)
+    _add_busybox(tree, _busybox(packages))
+    for program in _DROPBEAR:
+        tree.program(program, (packages / program).read_bytes())
+    for name, content in libraries.needed(packages, [packages / program for program in _DROPBEAR]).items():
+        tree.program(f"{_LIBRARIES}/{name}", content)
+    tree.link(f"lib64/{_LOADER}", f"/{_LIBRARIES}/{_LOADER}")
+    tree.link("lib", "usr/lib")
+    return tree
+
+
+def _add_busybox(tree: Tree, busybox: Path) -> None:
+    """Busybox under every name it knows, where Debian has them: `/bin` and `/sbin` are `/usr/bin` and `/usr/sbin`."""
+    tree.program("usr/bin/busybox", busybox.read_bytes())
+    for applet in run(str(busybox), "--list-full").split():
+        folder, _, name = applet.removeprefix("usr/").rpartition("/")
+        if folder and name != "busybox":
+            tree.link(f"usr/{folder}/{name}", "/usr/bin/busybox")
+    tree.link("bin", "usr/bin")
+    tree.link("sbin", "usr/sbin")
+
+
+def _busybox(packages: Path) -> Path:
+    return next(path for path in (packages / "bin/busybox", packages / "usr/bin/busybox") if path.is_file())
+
+
+def _guest_file(name: str) -> bytes:
+    return resources.files("hatchvm.images").joinpath("guest", name).read_bytes()

@@ -1,0 +1,29 @@
+"""The seed: the small ISO disk from which a guest's cloud-init (NoCloud) learns its name and what to run."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import pycdlib
+
+from hatchvm.base.files import write_atomic
+
+
+def write_seed(path: Path, *, instance_id: str, hostname: str, user_data: str | None) -> None:
+    """Write the disk to `path`, readable by its owner only. `user_data` is what the user gave, or None for nothing.
+
+    Names are `meta-data` and `user-data` in Rock Ridge and in Joliet, the volume is `cidata`: what cloud-init looks for.
+    """
+    # JSON is YAML, and its strings need no further thought.
+    meta_data = json.dumps({"instance-id": instance_id, "local-hostname": hostname}) + "\n"
+    disk = pycdlib.PyCdlib()
+    disk.new(interchange_level=3, vol_ident="cidata", joliet=3, rock_ridge="1.09")
+    for short, name, text in (("META.", "meta-data", meta_data), ("USER.", "user-data", user_data or "")):
+        data = text.encode()
+        disk.add_fp(io.BytesIO(data), len(data), f"/{short};1", rr_name=name, joliet_path=f"/{name}")
+    image = io.BytesIO()
+    disk.write_fp(image)
+    disk.close()
+    write_atomic(path, image.getvalue(), mode=0o600, durable=False)

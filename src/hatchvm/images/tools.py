@@ -1,0 +1,35 @@
+"""Running the host's programs that build images: found even where sbin is not on PATH, failing with one sentence."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+from hatchvm.base.errors import Unavailable, Unsupported
+
+
+def run(
+    *argv: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, complaints: bool = False
+) -> str:
+    """What the program printed, in the C locale: stdout, or stderr if `complaints`.
+
+    Raises Unsupported if it is not installed, Unavailable (stderr in `detail`) if it fails.
+    """
+    program = shutil.which(argv[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if program is None:
+        raise Unsupported(f"building an image needs the program {argv[0]}, which is not installed")
+    done = subprocess.run(
+        [program, *argv[1:]],
+        cwd=cwd,
+        env={**os.environ, "LC_ALL": "C", **(env or {})},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise Unavailable(f"{argv[0]} failed while building an image", detail=done.stderr[-2000:])
+    return done.stderr if complaints else done.stdout

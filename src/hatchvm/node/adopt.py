@@ -1,0 +1,68 @@
+"""After a restart of the daemon: take back what still runs, undo what was half done, remove what nobody knows."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+from collections.abc import Collection
+from typing import Final
+
+from hatchvm.base.errors import Corrupt, Unavailable
+from hatchvm.base.paths import VMPaths
+from hatchvm.domain.image import Image
+from hatchvm.domain.lifecycle import Found, State
+from hatchvm.domain.vm import VM
+from hatchvm.node import pair
+from hatchvm.node.host import Host, plan
+from hatchvm.ports.vmm import Handle
+
+AT_REST: Final = frozenset({State.STOPPING, State.STOPPED, State.ERROR, State.DELETING})
+
+
+async def adopt(host: Host, vm: VM, image: Image) -> tuple[Found, Handle | None]:
+    """What there is of the VM on this host. A paused guest is resumed: its suspend was cut off, or its wake was done.
+
+    A VM whose row says that it has no process has none afterwards."""
+    paths = host.paths.vm(vm.id)
+    if vm.state in AT_REST:
+        await host.driver.kill_stray(paths)
+        return Found.DISK, None
+    try:
+        handle = await host.driver.adopt(plan(host, vm, image))
+        if handle is not None and paths.waking.exists():
+            await handle.kill()  # it had not run yet: the pair is intact, and simpler than half a wake
+            handle = None
+        if handle is not None:
+            pair.spend(paths)
+            if not await handle.running():
+                await handle.resume()
+            return Found.RUNNING, handle
+    except Unavailable:  # alive but deaf, or it ended while we looked
+        await host.driver.kill_stray(paths)
+    return (Found.SAVED if _usable(host, paths) else Found.DISK), None
+
+
+def _usable(host: Host, paths: VMPaths) -> bool:
+    try:
+        saved = pair.load(paths, host.boot_id)
+    except Corrupt:
+        return False
+    if saved is None:
+        return False
+    if paths.waking.exists():
+        pair.put_back(paths, saved)
+    return True
+
+
+async def sweep(host: Host, known: Collection[str]) -> list[str]:
+    """End the processes and remove the folders of VMs that have no row."""
+    swept: list[str] = []
+    if not host.paths.vms.is_dir():
+        return swept
+    for folder in sorted(host.paths.vms.iterdir()):
+        if folder.name in known:
+            continue
+        await host.driver.kill_stray(host.paths.vm(folder.name))
+        await asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True)
+        swept.append(folder.name)
+    return swept

@@ -1,0 +1,58 @@
+"""Pause, save, let go: the one sequence in which a guest stands still.
+
+    pause ── capture device state ── commit the pair ── (last look) ── quit the VMM
+
+Between any two steps somebody may want the VM; then it is resumed at once and never knew. The last look comes right
+before the VMM is told to quit; whoever comes later finds a saved VM and wakes it. Memory is not copied: it is a file
+already. Killed anywhere, a restarted daemon finds either a live process (and resumes it) or a committed pair.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from hatchvm.base.errors import Exhausted
+from hatchvm.domain.image import Image
+from hatchvm.domain.vm import VM
+from hatchvm.node import pair
+from hatchvm.node.host import Host, plan
+from hatchvm.ports.node import Suspended
+from hatchvm.ports.vmm import Handle
+
+
+async def suspend(host: Host, vm: VM, image: Image, handle: Handle, wanted: Callable[[], bool]) -> Suspended | None:
+    """Save the VM and end its process; None if it was wanted in between and runs on. See `ports.node.Node.suspend`."""
+    paths = host.paths.vm(vm.id)
+    stamp = await host.driver.stamp(plan(host, vm, image))
+    if wanted():
+        return None
+    paused_at = time.monotonic()
+    try:
+        await handle.pause()
+        if not wanted():
+            await handle.capture()
+        taken_back = wanted()
+        if not taken_back:
+            pair.commit(paths, stamp=stamp, accepted=handle.accepted, boot_id=host.boot_id, synced=False)
+            taken_back = wanted()
+    except OSError as error:
+        await _take_back(host, vm, handle)
+        raise Exhausted(
+            "the VM's state could not be written: the disk is full or failing", detail=repr(error)
+        ) from error
+    except BaseException:
+        await _take_back(host, vm, handle)
+        raise
+    if taken_back:
+        await _take_back(host, vm, handle)
+        return None
+    pause_s = time.monotonic() - paused_at
+    await handle.quit()
+    return Suspended(pause_s)
+
+
+async def _take_back(host: Host, vm: VM, handle: Handle) -> None:
+    """Let the guest run on. The marker goes first: a saved VM must never be one whose guest ran on."""
+    pair.spend(host.paths.vm(vm.id))
+    await handle.resume()

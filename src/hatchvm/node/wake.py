@@ -1,0 +1,48 @@
+"""Resume a saved VM: map its memory file, load its device state, let it run.
+
+The announcement of the wake goes to disk while the VMM starts, so that the guest need not wait for either. The pair is
+spent right before the guest runs; until then every failure puts it back untouched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+
+from hatchvm.base import tasks
+from hatchvm.base.errors import Corrupt, Unsupported
+from hatchvm.domain.image import Image
+from hatchvm.domain.vm import VM
+from hatchvm.node import pair
+from hatchvm.node.host import Host, plan
+from hatchvm.ports.vmm import Handle
+
+
+async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Handle:
+    """See `ports.node.Node.wake`; returns the live VMM, its guest running."""
+    paths = host.paths.vm(vm.id)
+    saved = pair.load(paths, host.boot_id)
+    if saved is None:
+        raise Corrupt("the VM has no saved memory on this host")
+    launch_plan = plan(host, vm, image, ports=ports, accepted=saved.accepted)
+    difference = saved.stamp.difference(await host.driver.stamp(launch_plan))
+    if difference is not None:
+        raise Unsupported(f"the saved VM does not fit this host: {difference}; stop it, then start it from its disk")
+    announced = tasks.spawn(
+        asyncio.to_thread(pair.begin_wake, paths, saved, host.boot_id), name=f"announce wake {vm.id}"
+    )
+    try:
+        handle = await host.driver.restore(launch_plan)
+    except BaseException:
+        await asyncio.wait([announced])
+        pair.put_back(paths, saved)
+        raise
+    try:
+        await announced
+    except OSError as error:
+        await handle.kill()
+        pair.put_back(paths, saved)
+        raise Corrupt("the wake could not be written down: is the disk full?", detail=repr(error)) from error
+    pair.spend(paths)
+    await handle.resume()
+    return handle

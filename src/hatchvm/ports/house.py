@@ -1,0 +1,175 @@
+"""The house port: what a door (the REST API, the dashboard) may ask of the control plane.
+
+Every method raises only `HatchError`s, whose sentences users see. Ids given here have the right shape, not more: the
+house answers NotFound for the ones it does not know. Lists are newest first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from hatchvm.domain.image import Image, Template
+from hatchvm.domain.key import ApiKey
+from hatchvm.domain.lifecycle import State
+from hatchvm.domain.route import Route
+from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.vm import VM, NewVM
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Event:
+    """Something that happened to a VM. `id` grows by one per event of this daemon's life."""
+
+    id: int
+    at: datetime
+    type: str
+    vm_id: str
+    state: State
+    reason: str = ""
+
+
+class VMs(Protocol):
+    """Use cases over VMs. A call returns when the VM is where it was asked to be."""
+
+    async def create(self, new: NewVM) -> VM:
+        """A running VM. Raises Invalid, NotFound (image, template, snapshot), Conflict (name), Exhausted."""
+
+    async def list(self) -> Sequence[VM]: ...
+
+    async def get(self, vm_id: str) -> VM: ...
+
+    async def delete(self, vm_id: str) -> None:
+        """Remove the VM with its routes, snapshots and their unshared data."""
+
+    async def stop(self, vm_id: str) -> VM: ...
+
+    async def start(self, vm_id: str) -> VM: ...
+
+    async def snapshot(self, vm_id: str) -> Snapshot:
+        """Suspend, and return when the snapshot is committed. Raises Conflict unless the VM is running."""
+
+    async def restore(self, vm_id: str, snapshot_id: str | None) -> VM:
+        """Wake from that snapshot; None: the latest."""
+
+    async def snapshots(self, vm_id: str) -> Sequence[Snapshot]: ...
+
+    def last_active_at(self, vm: VM) -> datetime | None:
+        """The newest activity, newer than the row's while the VM is in use."""
+
+
+class Routes(Protocol):
+    """Use cases over routes."""
+
+    async def create(self, vm_id: str, *, subdomain: str | None, target_port: int, auto_wake: bool) -> Route:
+        """A route; without a subdomain it gets a random one. Raises Conflict if the subdomain is in use."""
+
+    async def list(self) -> Sequence[Route]: ...
+
+    async def list_for_vm(self, vm_id: str) -> Sequence[Route]:
+        """Raises NotFound if there is no such VM."""
+
+    async def update(
+        self,
+        route_id: str,
+        *,
+        subdomain: str | None = None,
+        target_port: int | None = None,
+        auto_wake: bool | None = None,
+    ) -> Route:
+        """Change what is not None."""
+
+    async def delete(self, route_id: str) -> None: ...
+
+
+class Snapshots(Protocol):
+    """Use cases over snapshots."""
+
+    async def get(self, snapshot_id: str) -> Snapshot: ...
+
+    async def delete(self, snapshot_id: str) -> None: ...
+
+
+class Images(Protocol):
+    """Use cases over images."""
+
+    async def create(
+        self,
+        *,
+        name: str | None,
+        kernel_path: str,
+        initrd_path: str | None,
+        rootfs_path: str | None,
+        boot_args: str | None,
+    ) -> Image:
+        """Register files of this host. Raises Invalid if one cannot be read, Conflict if the name is taken."""
+
+    async def list(self) -> Sequence[Image]: ...
+
+    async def get(self, id_or_name: str) -> Image: ...
+
+    async def delete(self, id_or_name: str) -> None:
+        """Raises Conflict while a VM uses it."""
+
+
+class Templates(Protocol):
+    """Use cases over templates."""
+
+    async def create(self, name: str, defaults: Mapping[str, object]) -> Template: ...
+
+    async def list(self) -> Sequence[Template]: ...
+
+    async def get(self, id_or_name: str) -> Template: ...
+
+    async def delete(self, id_or_name: str) -> None: ...
+
+
+class Keys(Protocol):
+    """Use cases over API keys."""
+
+    async def create(self, name: str) -> tuple[ApiKey, str]:
+        """A new key and its secret, which is kept nowhere."""
+
+    async def list(self) -> Sequence[ApiKey]: ...
+
+    async def delete(self, key_id: str) -> None: ...
+
+
+class Events(Protocol):
+    """What happens, as it happens."""
+
+    def subscribe(self, vm_id: str | None) -> AsyncGenerator[Event, None]:
+        """Events (of one VM) from the first `anext` on, until closed. A reader that is too slow may lose some."""
+
+
+class House(Protocol):
+    """The control plane."""
+
+    @property
+    def vms(self) -> VMs: ...
+
+    @property
+    def routes(self) -> Routes: ...
+
+    @property
+    def snapshots(self) -> Snapshots: ...
+
+    @property
+    def images(self) -> Images: ...
+
+    @property
+    def templates(self) -> Templates: ...
+
+    @property
+    def keys(self) -> Keys: ...
+
+    @property
+    def events(self) -> Events: ...
+
+    async def health(self) -> tuple[int, int]:
+        """How many VMs and routes there are."""
+
+    async def ready(self) -> None:
+        """Raises Unavailable with what is missing until requests can be served."""

@@ -1,0 +1,125 @@
+"""Configuration: environment variables, or the same names in a file, read once at the start.
+
+The only home of pydantic-settings. A value that does not parse stops the start with a sentence that names its variable.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import socket
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from hatchvm.base.errors import Invalid
+from hatchvm.base.units import parse_duration
+
+_DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+
+
+def _duration(value: object) -> float:
+    if isinstance(value, str):
+        return parse_duration(value)
+    raise ValueError("write it like 30s, 5m or 1h30m")
+
+
+def _positive(value: float) -> float:
+    if value <= 0:
+        raise ValueError("must be longer than 0s")
+    return value
+
+
+def _address(value: object) -> tuple[str, int]:
+    """`host:port`, `[v6]:port`, `:port` (every interface)."""
+    host, colon, port = str(value).rpartition(":")
+    if not colon or not port.isdigit() or int(port) > 65535:
+        raise ValueError(f"{value!r} is not an address; write it like 127.0.0.1:8080")
+    return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
+
+
+def _domains(value: object) -> tuple[str, ...]:
+    names = tuple(part.strip().lower().rstrip(".") for part in str(value).split(",") if part.strip())
+    wrong = next((name for name in names if not _DOMAIN.fullmatch(name)), None)
+    if wrong is not None or not names:
+        raise ValueError(f"{wrong or ''!r} is not a domain name; write one or more, like hatch.example.com")
+    return names
+
+
+def _cidrs(value: object) -> tuple[str, ...]:
+    return tuple(str(ipaddress.ip_network(part.strip(), strict=False)) for part in str(value).split(","))
+
+
+Duration = Annotated[float, BeforeValidator(_duration), AfterValidator(_positive)]
+Address = Annotated[tuple[str, int], NoDecode, BeforeValidator(_address)]
+Domains = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_domains)]
+CIDRs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_cidrs)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
+def _cache_dir() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hatchvm"
+
+
+class Config(BaseSettings):
+    """Every variable, its default and its meaning."""
+
+    model_config = SettingsConfigDict(env_prefix="HATCH_", extra="ignore", validate_default=True, env_ignore_empty=True)
+
+    http_addr: Address = ("127.0.0.1", 8080)
+    proxy_addr: Address = ("127.0.0.1", 9090)
+    base_domain: Domains = Field(
+        ("hatch.local", "hatch.localhost"),
+        validation_alias=AliasChoices("HATCH_BASE_DOMAIN", "HATCH_PROXY_BASE_DOMAIN"),
+    )
+    data_dir: Path = Path("data")
+    cache_dir: Path = Field(default_factory=_cache_dir)
+    database_url: str | None = Field(None, validation_alias="DATABASE_URL")
+    snapshot_store: str = "directory"
+    snapshot_keep: Annotated[int, Field(ge=1, le=1000)] = 3
+    vmm: Literal["auto", "qemu"] = "auto"
+    accel: Literal["auto", "kvm", "tcg"] = "auto"
+    qemu_bin: str | None = None
+    network: Literal["auto", "user"] = "auto"
+    default_kernel_path: str | None = None
+    default_rootfs_path: str | None = None
+    default_boot_args: str | None = None
+    default_vcpu: Annotated[int, Field(ge=1, le=32)] = 1
+    default_mem_mib: Annotated[int, Field(ge=32, le=1024 * 1024)] = 512
+    ssh_port_min: Port = 16000
+    ssh_port_max: Port = 26000
+    idle_check_interval: Duration = 300.0
+    idle_timeout: Duration = 1800.0
+    proxy_wake_timeout: Duration = 30.0
+    wake_timeout: Duration = 120.0
+    stream_idle_timeout: Duration = 900.0
+    auth_verify_url: SecretStr | None = None
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["json", "console"] | None = None
+    node_id: str = Field(default_factory=socket.gethostname)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        if self.ssh_port_min > self.ssh_port_max:
+            raise ValueError("HATCH_SSH_PORT_MIN is above HATCH_SSH_PORT_MAX")
+        return self
+
+
+def load(env_file: Path | None = None) -> Config:
+    """The configuration. Raises Invalid with a sentence that names the variable; a variable of the environment wins."""
+    if env_file is not None and not env_file.is_file():
+        raise Invalid(f"--env-file: {env_file} is not a file")
+    try:
+        return Config(_env_file=env_file)  # type: ignore[call-arg]  # a documented parameter pydantic-settings hides
+    except ValidationError as error:
+        first: Any = error.errors(include_url=False, include_context=False)[0]
+        sentence = str(first["msg"]).removeprefix("Value error, ")
+        raise Invalid(f"{_variable(first['loc'])}: {sentence}" if first["loc"] else sentence) from None
+
+
+def _variable(location: tuple[int | str, ...]) -> str:
+    name = str(location[0])
+    return name if name.isupper() else f"HATCH_{name.upper()}"

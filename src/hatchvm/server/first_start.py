@@ -1,0 +1,74 @@
+"""What a data directory needs before it can serve: a key for its owner, and images to boot."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from hatchvm.base import ids
+from hatchvm.base.errors import HatchError
+from hatchvm.base.files import write_atomic
+from hatchvm.domain.image import DEFAULT, TINY, Image
+from hatchvm.images import registry
+from hatchvm.images.recipe import BOOT_ARGS
+from hatchvm.images.tiny import build_tiny
+from hatchvm.server.config import Config
+from hatchvm.server.wiring import Built
+
+
+async def ensure_key(built: Built, say: Callable[[str], None]) -> None:
+    """Make the first key, if there is none: printed once, kept in `<data dir>/api-key` for the CLI."""
+    if await built.house.keys.list():
+        return
+    _, secret = await built.house.keys.create("first key")
+    write_atomic(built.paths.api_key, secret.encode() + b"\n", mode=0o600)
+    say(f"Your API key, shown once: {secret}")
+    say(f"The CLI finds it in {built.paths.api_key}")
+
+
+async def ensure_images(built: Built, config: Config, say: Callable[[str], None]) -> None:
+    """Have the default image in the store. A host where `tiny` cannot be built still serves other images."""
+    if config.default_kernel_path:
+        await _register_default(built, config, Path(config.default_kernel_path))
+        return
+    try:
+        image = await build_tiny(config.cache_dir, say)
+    except HatchError as error:
+        say(f"The image {TINY} is not available: {error}")
+        return
+    await _publish(built, image)
+
+
+async def _publish(built: Built, image: Image) -> None:
+    """A newer image takes over the name; VMs of the older one keep it under its id."""
+    async with built.store.begin() as tx:
+        known = {one.id: one for one in await tx.images.list()}
+        for other in known.values():
+            if other.name == image.name and other.id != image.id:
+                await tx.images.update(replace(other, name=None))
+        if image.id in known:
+            await tx.images.update(image)
+        else:
+            await tx.images.insert(image)
+
+
+async def _register_default(built: Built, config: Config, kernel: Path) -> None:
+    """Register the configured files; the same files again are the same image."""
+    boot, digest, size_bytes = await registry.register(
+        built.paths.images,
+        kernel=kernel,
+        initrd=None,
+        rootfs=Path(config.default_rootfs_path) if config.default_rootfs_path else None,
+        boot_args=config.default_boot_args or BOOT_ARGS,
+    )
+    image = Image(
+        id=f"{ids.IMAGE}-{digest[:12]}",
+        name=DEFAULT,
+        boot=boot,
+        digest=digest,
+        size_bytes=size_bytes,
+        created_at=built.ctx.clock.now(),
+        builtin=True,
+    )
+    await _publish(built, image)

@@ -1,0 +1,32 @@
+"""Starting the daemon as a process: settings, logging, the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hatchvm.server.config import load
+from hatchvm.server.daemon import serve
+from hatchvm.telemetry import logs
+
+
+def run(env_file: Path | None, say: Callable[[str], None]) -> None:
+    """Serve until a signal. Raises HatchError if it cannot start."""
+    config = load(env_file)
+    logs.configure(config.log_level, config.log_format or ("console" if sys.stderr.isatty() else "json"))
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:
+        runner.run(serve(config, say=say))
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop's event loop where it is installed (the `fast` extra), else asyncio's own."""
+    try:
+        uvloop: Any = importlib.import_module("uvloop")
+    except ImportError:
+        return None
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

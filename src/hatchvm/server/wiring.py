@@ -1,0 +1,133 @@
+"""The one place that knows every concrete class: from a configuration to a house."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from hatchvm.base.clock import SystemClock
+from hatchvm.base.errors import Conflict, Unsupported
+from hatchvm.base.paths import DataPaths
+from hatchvm.base.units import MIB
+from hatchvm.control.context import Context, Settings
+from hatchvm.control.events import Bus
+from hatchvm.control.gate import HouseGate
+from hatchvm.control.house import ControlPlane
+from hatchvm.control.idle import IdleMonitor
+from hatchvm.control.images import ImageCases
+from hatchvm.control.keys import KeyCases
+from hatchvm.control.owner import Owners
+from hatchvm.control.table import RouteTable
+from hatchvm.control.vms import power
+from hatchvm.domain.image import DEFAULT, TINY
+from hatchvm.identity.anyof import AnyOf
+from hatchvm.identity.keys import StoredKeys
+from hatchvm.identity.remote import RemoteVerifier
+from hatchvm.images.recipe import BOOT_ARGS
+from hatchvm.net.sessions import established
+from hatchvm.node.agent import LocalNode
+from hatchvm.objects.directory import DirectoryStore
+from hatchvm.ports.identity import Verifier
+from hatchvm.server.config import Config
+from hatchvm.snapshots.engine import SnapshotEngine
+from hatchvm.store.store import SqlStore
+from hatchvm.vmm.qemu.accel import Accelerator
+from hatchvm.vmm.qemu.driver import QEMUDriver
+from hatchvm.vmm.qemu.process import boot_id
+from hatchvm.vmm.qemu.reach import is_free
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """A house and what its daemon runs. `lock` is held as long as the daemon lives."""
+
+    ctx: Context
+    house: ControlPlane
+    gate: HouseGate
+    idle: IdleMonitor
+    verifier: Verifier
+    store: SqlStore
+    driver: QEMUDriver
+    paths: DataPaths
+    lock: IO[str]
+
+
+def build(config: Config) -> Built:
+    """Make every part; nothing is opened or started yet but the data directory's lock. Raises HatchError."""
+    paths = DataPaths(config.data_dir.resolve())
+    lock = _take(paths)
+    clock = SystemClock()
+    driver = QEMUDriver(Accelerator(config.accel, memory=paths.accel, binary=config.qemu_bin))
+    node = LocalNode(config.node_id, paths, driver, _engine(config, paths), boot_id=boot_id())
+    store = SqlStore(config.database_url or f"sqlite+aiosqlite:///{paths.database}")
+    ctx = Context(
+        store=store,
+        node=node,
+        clock=clock,
+        bus=Bus(clock),
+        owners=Owners(),
+        routes=RouteTable(),
+        settings=_settings(config),
+        port_is_free=is_free,
+    )
+    node.on_exit(lambda vm_id, exit_: power.ended(ctx, vm_id, exit_))
+    stored = StoredKeys(store)
+    return Built(
+        ctx=ctx,
+        house=ControlPlane(ctx, ImageCases(ctx, paths.images, BOOT_ARGS), KeyCases(ctx, stored.forget)),
+        gate=HouseGate(ctx),
+        idle=IdleMonitor(ctx, established),
+        verifier=_verifier(config, stored, clock),
+        store=store,
+        driver=driver,
+        paths=paths,
+        lock=lock,
+    )
+
+
+def _take(paths: DataPaths) -> IO[str]:
+    """Two daemons over one data directory would fight over every VM."""
+    try:
+        paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = paths.lock.open("w")
+    except OSError as error:
+        raise Unsupported(f"HATCH_DATA_DIR: {paths.root} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock.close()
+        raise Conflict(f"HATCH_DATA_DIR: another Hatch runs on {paths.root}") from error
+    return lock
+
+
+def _engine(config: Config, paths: DataPaths) -> SnapshotEngine | None:
+    if config.snapshot_store == "none":
+        return None
+    folder = paths.objects if config.snapshot_store == "directory" else Path(config.snapshot_store).resolve()
+    return SnapshotEngine(DirectoryStore(folder))
+
+
+def _settings(config: Config) -> Settings:
+    return Settings(
+        default_image=DEFAULT if config.default_kernel_path else TINY,
+        default_vcpu=config.default_vcpu,
+        default_mem_mib=config.default_mem_mib,
+        default_boot_args=config.default_boot_args,
+        ssh_ports=range(config.ssh_port_min, config.ssh_port_max + 1),
+        idle_check_s=config.idle_check_interval,
+        idle_timeout_s=config.idle_timeout,
+        wake_timeout_s=config.wake_timeout,
+        snapshots_configured=config.snapshot_store != "none",
+        snapshot_keep=config.snapshot_keep,
+        host_mem_mib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB,
+    )
+
+
+def _verifier(config: Config, stored: StoredKeys, clock: SystemClock) -> Verifier:
+    if config.auth_verify_url is None:
+        return stored
+    url = config.auth_verify_url.get_secret_value()
+    return AnyOf([stored, RemoteVerifier(url, timeout_s=5.0, ttl_s=30.0, clock=clock)])

@@ -1,0 +1,111 @@
+"""The local files of a snapshot: finding the data in sparse ones, and putting blocks where they belong."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from hatchvm.base.errors import Conflict, Corrupt, Exhausted, Unavailable, Unsupported
+from hatchvm.snapshots.layout import MAX_STREAM_BYTES, block_bytes_for
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """An open file to be stored. It must not change until that is done."""
+
+    name: str
+    path: Path
+    fd: int
+    size: int
+    block_size: int
+    zeros: bytes  # one block
+
+    def read(self, index: int) -> bytes:
+        """That block. Raises Conflict if the file became shorter."""
+        wanted = min(self.block_size, self.size - index * self.block_size)
+        with local_errors(self.path):
+            data = os.pread(self.fd, wanted, index * self.block_size)
+        if len(data) != wanted:
+            raise Conflict(f"the {self.name} file changed while it was being stored")
+        return data
+
+    def is_zero(self, block: bytes) -> bool:
+        """memcmp: 38 GB/s where it matters, and it stops at the first difference. `bytes.count` does 1.9."""
+        return block == self.zeros[: len(block)]
+
+    def data_blocks(self) -> Iterator[range]:
+        """Ascending ranges of the blocks that are not wholly inside holes of the file."""
+        index = 0
+        while (offset := index * self.block_size) < self.size:
+            if (start := self._seek_data(offset)) is None:
+                return
+            with local_errors(self.path):
+                end = min(os.lseek(self.fd, start, os.SEEK_HOLE), self.size)
+            first, index = start // self.block_size, -(-end // self.block_size)
+            yield range(first, index)
+
+    def _seek_data(self, offset: int) -> int | None:
+        """Where data begins at or after `offset`, or None if only a hole follows."""
+        with local_errors(self.path):
+            try:
+                return os.lseek(self.fd, offset, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return None
+                raise
+
+
+@contextlib.contextmanager
+def opened(name: str, path: Path) -> Iterator[Source]:
+    """`path` as a source. Raises Corrupt if it is missing, Unsupported if it is too large."""
+    with local_errors(path):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError as error:
+            raise Corrupt(f"the {name} file of the snapshot is missing", detail=str(path)) from error
+    try:
+        size = os.fstat(fd).st_size
+        if size > MAX_STREAM_BYTES[name]:
+            raise Unsupported(f"the {name} is too large to be stored")
+        block_size = block_bytes_for(size)
+        yield Source(name=name, path=path, fd=fd, size=size, block_size=block_size, zeros=bytes(block_size))
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def local_errors(path: Path) -> Iterator[None]:
+    """What the host's file system says, as our errors."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise Exhausted("the disk of this host is full", detail=f"{path}: {error}") from error
+        raise Unavailable("the files of the snapshot cannot be used", detail=f"{path}: {error}") from error
+
+
+@contextlib.contextmanager
+def created(path: Path, size: int) -> Iterator[int]:
+    """A descriptor of a new file of `size` zero bytes that take no room; an older file there is replaced."""
+    with local_errors(path):
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        with local_errors(path):
+            os.ftruncate(fd, size)
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def write_at(fd: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, offset)
+        view, offset = view[written:], offset + written

@@ -1,0 +1,146 @@
+"""A proxy between scripted clients and scripted guests, all on loopback."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from typing import TypeAlias
+
+from hatchvm.edge.http.server import ProxyServer
+from hatchvm.testing.gate import FakeGate
+
+_START = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+class ManualClock:
+    """Time moves when the test says so."""
+
+    def __init__(self) -> None:
+        self._passed_s = 0.0
+
+    def now(self) -> datetime:
+        return _START + timedelta(seconds=self._passed_s)
+
+    def monotonic(self) -> float:
+        return self._passed_s
+
+    def advance(self, seconds: float) -> None:
+        self._passed_s += seconds
+
+
+class Wire:
+    """One end of a TCP connection."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.reader = reader
+        self.writer = writer
+
+    async def send(self, data: bytes) -> None:
+        self.writer.write(data)
+        await self.writer.drain()
+
+    async def head(self) -> bytes:
+        """The next head, with its blank line."""
+        return await self.reader.readuntil(b"\r\n\r\n")
+
+    async def exactly(self, count: int) -> bytes:
+        return await self.reader.readexactly(count)
+
+    async def rest(self) -> bytes:
+        """Everything until the other side ends."""
+        return await self.reader.read()
+
+    async def answer(self) -> tuple[bytes, bytes]:
+        """Head and body of an answer that tells its length."""
+        head = await self.head()
+        length = head.lower().partition(b"content-length:")[2].partition(b"\r\n")[0]
+        return head, await self.exactly(int(length))
+
+    def end(self) -> None:
+        """Say no more; still listen."""
+        self.writer.write_eof()
+
+    def reset(self) -> None:
+        """Hang up at once."""
+        self.writer.transport.abort()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+Script: TypeAlias = Callable[[Wire], Awaitable[None]]
+
+
+class Stage:
+    """Everything one story needs. Use `async with Stage.open() as stage`."""
+
+    def __init__(self) -> None:
+        self.gate = FakeGate()
+        self.clock = ManualClock()
+        self.proxy = ProxyServer(
+            self.gate,
+            base_domains=["hatch.local", "hatch.localhost"],
+            wake_timeout_s=30,
+            stream_idle_timeout_s=900,
+            clock=self.clock,
+        )
+        self.port = 0
+        self.problems: list[BaseException] = []
+        self._guests: list[asyncio.Server] = []
+        self._wires: list[Wire] = []
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls) -> AsyncIterator[Stage]:
+        stage = cls()
+        stage.port = await stage.proxy.start("127.0.0.1", 0)
+        try:
+            yield stage
+        finally:
+            for wire in stage._wires:
+                wire.reset()
+            await stage.proxy.close()
+            for guest in stage._guests:
+                guest.close()
+        assert not +stage.gate.holds, "a hold was never released"
+        if stage.problems:
+            raise ExceptionGroup("guests stumbled", [p for p in stage.problems if isinstance(p, Exception)])
+
+    async def guest(self, script: Script, *, subdomain: str = "app", limit: int = 2**16) -> int:
+        """Let `subdomain` lead to a server that plays `script` with every connection; return its port."""
+
+        async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            wire = Wire(reader, writer)
+            self._wires.append(wire)
+            try:
+                await script(wire)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return  # the proxy hung up: nothing more to play
+            except AssertionError as problem:
+                self.problems.append(problem)
+            finally:
+                wire.close()
+
+        server = await asyncio.start_server(play, "127.0.0.1", 0, limit=limit, backlog=2048)
+        self._guests.append(server)
+        port = int(server.sockets[0].getsockname()[1])
+        self.gate.add(subdomain, port)
+        return port
+
+    async def client(self) -> Wire:
+        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port))
+        self._wires.append(wire)
+        return wire
+
+    async def ask(self, request: bytes) -> tuple[bytes, bytes]:
+        """One request on a connection of its own."""
+        wire = await self.client()
+        await wire.send(request)
+        return await wire.answer()
+
+    def pass_time(self, seconds: float) -> None:
+        """Move the clock, and let the proxy notice."""
+        self.clock.advance(seconds)
+        self.proxy.sweep()

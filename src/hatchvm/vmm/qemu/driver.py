@@ -1,0 +1,215 @@
+"""The QEMU driver: see `ports.vmm.Driver` for what each method promises.
+
+RAM is a file mapped shared, so a suspend writes only device state (~60 KB) and a wake copies nothing: the same file is
+mapped again. Measured on QEMU 7.2; the capability that leaves RAM in its file is called `x-ignore-shared`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from hatchvm.base import tasks
+from hatchvm.base.errors import Corrupt, Exhausted, HatchError, Internal, Unavailable, Unsupported
+from hatchvm.base.paths import VMPaths
+from hatchvm.domain.image import DiskFormat
+from hatchvm.domain.snapshot import Stamp
+from hatchvm.ports.vmm import LaunchPlan
+from hatchvm.vmm.qemu import cmdline, process
+from hatchvm.vmm.qemu.accel import Accelerator
+from hatchvm.vmm.qemu.handle import CAPABILITIES, QEMU
+from hatchvm.vmm.qemu.process import Process
+from hatchvm.vmm.qemu.qmp import QMP, QMPError
+from hatchvm.vmm.qemu.reach import Reach, free_ports, parse_usernet
+
+_FORWARD_RACES: Final = 4
+_NEW_DISK: Final = "8G"
+
+
+class _PortTaken(Unavailable):
+    """Somebody took a forward's port between our look and QEMU's bind: choose others."""
+
+
+class QEMUDriver:
+    """A `Driver`. `accelerator` finds out once what this host can do."""
+
+    name = "qemu"
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+
+    async def check(self) -> str:
+        machine = await self._accelerator.machine(None)
+        how = "hardware KVM" if machine.accel == "kvm" else "software emulation"
+        return f"QEMU {machine.version} with {how}"
+
+    async def stamp(self, plan: LaunchPlan) -> Stamp:
+        machine = await self._accelerator.machine(plan.boot)
+        return Stamp(
+            vmm=self.name,
+            vmm_version=machine.version,
+            machine=machine.kind,
+            mem_mib=plan.mem_mib,
+            vcpu_count=plan.vcpu_count,
+            devices=cmdline.devices_digest(plan),
+            image_digest=plan.image_digest,
+        )
+
+    async def create_disk(self, base: Path | None, base_format: DiskFormat, disk: Path) -> None:
+        args = ["qemu-img", "create", "-q", "-f", "qcow2"]
+        args += ["-b", str(base), "-F", base_format, str(disk)] if base else [str(disk), _NEW_DISK]
+        try:
+            child = await asyncio.create_subprocess_exec(
+                *args, stdin=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE
+            )
+        except FileNotFoundError as error:
+            raise Unsupported("qemu-img is not installed: apt-get install qemu-utils") from error
+        _, stderr = await child.communicate()
+        if child.returncode:
+            disk.unlink(missing_ok=True)
+            text = stderr.decode(errors="replace").strip()
+            if "No space left" in text:
+                raise Exhausted("the disk is full: no room for the VM's disk", detail=text)
+            raise Internal("the VM's disk could not be made", detail=text)
+
+    async def launch(self, plan: LaunchPlan) -> QEMU:
+        plan.paths.memory.unlink(missing_ok=True)
+        return await self._start(plan, incoming=False)
+
+    async def restore(self, plan: LaunchPlan) -> QEMU:
+        for path, what in ((plan.paths.memory, "memory"), (plan.paths.state, "device state")):
+            if not path.is_file():
+                raise Corrupt(f"the saved {what} is missing", detail=str(path))
+        if plan.paths.memory.stat().st_size != plan.mem_mib * 1024 * 1024:
+            raise Corrupt("the saved memory has the wrong size", detail=str(plan.paths.memory))
+        return await self._start(plan, incoming=True)
+
+    async def adopt(self, plan: LaunchPlan) -> QEMU | None:
+        found = process.find(plan.paths)
+        if found is None:
+            return None
+        qmp = await QMP.connect(plan.paths.qmp)
+        reach = None
+        if plan.net is not None:
+            lines = parse_usernet(await qmp.monitor("info usernet"))
+            forwards = {guest: host for state, host, guest in lines if state == "HOST_FORWARD"}
+            reach = Reach(lambda: qmp, forwards, ())
+        return QEMU(found, qmp, reach)
+
+    async def kill_stray(self, paths: VMPaths) -> bool:
+        found = process.find(paths)
+        if found is None:
+            return False
+        await _end(found)
+        return True
+
+    async def _start(self, plan: LaunchPlan, *, incoming: bool) -> QEMU:
+        """Start with free ports for the forwards, again with others if somebody was quicker."""
+        machine = await self._accelerator.machine(plan.boot)
+        for _ in range(_FORWARD_RACES):
+            ready, forwards = _with_ports(plan)
+            try:
+                return await self._attempt(ready, machine, forwards, incoming=incoming)
+            except _PortTaken:
+                continue
+        raise Exhausted("no free loopback port for the guest's network; see `hatchvm doctor`")
+
+    async def _attempt(
+        self, plan: LaunchPlan, machine: cmdline.Machine, forwards: dict[int, int], *, incoming: bool
+    ) -> QEMU:
+        paths = plan.paths
+        state_fd = os.open(paths.state, os.O_RDONLY | os.O_CLOEXEC) if incoming else -1
+        listener = _listen(paths)
+        try:
+            argv = cmdline.argv(plan, machine, qmp_fd=listener.fileno(), incoming=incoming)
+            inherited = [listener.fileno(), *([state_fd] if incoming else [])]
+            child = process.spawn(argv, paths, pass_fds=inherited)
+        finally:
+            listener.close()
+            if incoming:
+                os.close(state_fd)
+        qmp: QMP | None = None
+        try:
+            qmp = await QMP.connect(paths.qmp)
+            await qmp.run("migrate-set-capabilities", capabilities=CAPABILITIES)
+            if incoming:
+                await _load(qmp, state_fd)
+        except BaseException as error:
+            if qmp is not None:
+                qmp.close()
+            code = await _end(child)
+            if isinstance(error, HatchError):
+                raise _start_error(error, child, code, incoming) from error
+            raise
+        accepted = plan.net.accepted if plan.net else ()
+        reach = Reach(lambda: qmp, forwards, accepted) if plan.net is not None else None
+        return QEMU(child, qmp, reach)
+
+
+def _with_ports(plan: LaunchPlan) -> tuple[LaunchPlan, dict[int, int]]:
+    """The plan with a host port for every forward that has none (0)."""
+    if plan.net is None:
+        return plan, {}
+    wanted: Mapping[int, int] = plan.net.forwards
+    open_ports = iter(free_ports(sum(1 for host in wanted.values() if not host), avoid=wanted.values()))
+    forwards = {guest: host or next(open_ports) for guest, host in wanted.items()}
+    return replace(plan, net=replace(plan.net, forwards=forwards)), forwards
+
+
+def _listen(paths: VMPaths) -> socket.socket:
+    """QMP's listening socket, bound by a relative name through the folder: its path may be longer than 107 bytes."""
+    paths.qmp.unlink(missing_ok=True)
+    folder = os.open(paths.root, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        listener.bind(f"/proc/self/fd/{folder}/{paths.qmp.name}")
+        paths.qmp.chmod(0o600)
+        listener.listen(1)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.close(folder)
+    return listener
+
+
+async def _load(qmp: QMP, state_fd: int) -> None:
+    """Load device state from the inherited descriptor. Raises Corrupt if QEMU refuses it."""
+    ended = qmp.event(lambda message: message["event"] == "MIGRATION" and message["data"]["status"] in _OVER)
+    try:
+        await qmp.run("migrate-incoming", uri=f"fd:{state_fd}")
+        if (await ended)["data"]["status"] == "completed":
+            return
+    except (QMPError, Unavailable) as error:
+        raise Corrupt("the saved device state could not be loaded", detail=error.detail) from error
+    raise Corrupt("the saved device state could not be loaded")
+
+
+_OVER: Final = ("completed", "failed", "cancelled")
+
+
+async def _end(child: Process) -> int | None:
+    child.signal(signal.SIGKILL)
+    code = await asyncio.shield(tasks.spawn(child.wait(), name="end of a VMM"))
+    child.forget()
+    return code
+
+
+def _start_error(error: HatchError, child: Process, code: int | None, incoming: bool) -> HatchError:
+    """What a failed start means, by what QEMU wrote before it ended."""
+    tail = child.log_tail()
+    if "Could not set up host forwarding" in tail:
+        return _PortTaken("a forward's port is taken", detail=tail)
+    if "No space left" in tail:
+        return Exhausted("the disk is full: no room for the VM's memory", detail=tail)
+    if "Cannot allocate memory" in tail or "cannot set up guest memory" in tail:
+        return Exhausted("the host has not enough memory for this VM", detail=tail)
+    if incoming and isinstance(error, Corrupt):
+        return Corrupt(error.message, detail=tail or error.detail)
+    return Unsupported(f"the VMM did not start: {tail or error.message}", detail=f"exit code {code}")

@@ -1,0 +1,133 @@
+"""One live QEMU: see `ports.vmm.Handle` for what each method promises."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+from typing import Any, Final
+
+from hatchvm.base import tasks
+from hatchvm.base.errors import Exhausted, HatchError, Internal, Unavailable
+from hatchvm.base.paths import VMPaths
+from hatchvm.ports.vmm import Exit
+from hatchvm.vmm.qemu.process import Process
+from hatchvm.vmm.qemu.qmp import QMP
+from hatchvm.vmm.qemu.reach import Reach
+
+_QUIT_S: Final = 10.0
+_CAPTURE_S: Final = 60.0
+#: RAM stays in its file (`x-ignore-shared`), completion comes as an event instead of by polling.
+CAPABILITIES: Final = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
+
+
+class QEMU:
+    """A `Handle`. Knows whether its end was asked for, so that `wait` can tell a shutdown from a crash."""
+
+    def __init__(self, process: Process, qmp: QMP, reach: Reach | None) -> None:
+        self._process = process
+        self._qmp = qmp
+        self._reach = reach
+        self._paths: VMPaths = process.paths
+        self._asked = False
+        self._exit = tasks.spawn(self._watch(), name=f"vmm {process.paths.root.name}")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def accepted(self) -> frozenset[int]:
+        return self._reach.accepted if self._reach else frozenset()
+
+    async def pause(self) -> None:
+        await self._qmp.run("stop")
+
+    async def resume(self) -> None:
+        await self._qmp.run("cont")
+
+    async def running(self) -> bool:
+        return bool((await self._qmp.run("query-status"))["running"])
+
+    async def power_button(self) -> None:
+        await self._qmp.run("system_powerdown")
+
+    async def capture(self) -> None:
+        target = self._paths.state.with_suffix(".new")
+        fd = os.open(target, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            await self._qmp.pass_fd(fd, "state")
+        finally:
+            os.close(fd)
+        ended = self._qmp.event(_migration_ended)
+        await self._qmp.run("migrate", uri="fd:state")
+        try:
+            async with asyncio.timeout(_CAPTURE_S):
+                status = (await ended)["data"]["status"]
+        except TimeoutError as error:
+            await self._qmp.run("migrate_cancel")
+            raise Internal("the VMM took too long to save its state") from error
+        if status != "completed":
+            raise await self._why_not_saved()
+        target.replace(self._paths.state)
+
+    async def quit(self) -> None:
+        self._asked = True
+        with contextlib.suppress(Unavailable):  # it may end before it answers
+            await self._qmp.run("quit")
+        try:
+            async with asyncio.timeout(_QUIT_S):
+                await asyncio.shield(self._exit)
+        except TimeoutError:
+            await self.kill()
+
+    async def kill(self) -> None:
+        self._asked = True
+        self._process.signal(signal.SIGKILL)
+        await asyncio.shield(self._exit)
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self._exit)
+
+    async def dial(self, port: int, *, patient_until: float, deadline: float) -> socket.socket:
+        if self._reach is None:
+            raise Unavailable("vm has no guest IP")
+        if self._exit.done():
+            raise Unavailable("the VMM is gone")
+        return await self._reach.dial(port, patient_until=patient_until, deadline=deadline)
+
+    async def expose(self, port: int, host_port: int) -> bool:
+        return await self._reach.expose(port, host_port) if self._reach else False
+
+    async def _watch(self) -> Exit:
+        code = await self._process.wait()
+        self._qmp.close()
+        self._process.forget()
+        if self._asked:
+            return Exit(True, "the VMM was asked to end")
+        shutdown = self._qmp.last_shutdown
+        if shutdown and shutdown.get("guest") and shutdown.get("reason") != "guest-panic":
+            return Exit(True, "the guest shut down")
+        if shutdown and shutdown.get("guest"):
+            return Exit(False, "the guest's kernel panicked; its console log tells more")
+        how = "" if code is None else f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
+        tail = self._process.log_tail()
+        return Exit(False, f"the VMM ended unexpectedly{how}" + (f": {tail}" if tail else ""))
+
+    async def _why_not_saved(self) -> HatchError:
+        info = await self._qmp.run("query-migrate")
+        detail = str(info.get("error-desc", "")) or self._process.log_tail()
+        if _full(self._paths):
+            return Exhausted("the disk is full: the VM's state could not be saved; make room", detail=detail)
+        return Internal("the VM's state could not be saved", detail=detail)
+
+
+def _migration_ended(message: dict[str, Any]) -> bool:
+    return message["event"] == "MIGRATION" and message["data"]["status"] in ("completed", "failed", "cancelled")
+
+
+def _full(paths: VMPaths) -> bool:
+    space = os.statvfs(paths.root)
+    return space.f_bavail * space.f_frsize < 1024 * 1024

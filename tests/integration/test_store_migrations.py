@@ -1,0 +1,88 @@
+"""Migrations make the schema that `tables.py` describes, and refuse one they do not know."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError
+
+from hatchvm.base.errors import Unsupported
+from hatchvm.store.engine import connect
+from hatchvm.store.schema import upgrade
+from hatchvm.store.store import SqlStore
+from hatchvm.store.tables import metadata
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    return tmp_path / "hatch.db"
+
+
+@pytest.fixture
+def connection(database: Path) -> Iterator[Connection]:
+    connection = connect(str(database), busy_timeout_s=1)
+    yield connection
+    connection.close()
+
+
+def shape(connection: Connection) -> list[tuple[str, ...]]:
+    """Every column, foreign key and index as SQLite has it."""
+    found: list[tuple[str, ...]] = []
+    for table in metadata.tables:
+        for pragma in ("table_info", "foreign_key_list", "index_list"):
+            rows = connection.exec_driver_sql(f"PRAGMA {pragma}({table})").all()
+            found += [(table, pragma, *map(str, row[1:])) for row in rows]
+    connection.rollback()
+    return sorted(found)
+
+
+def test_a_fresh_database_is_what_the_tables_describe(connection: Connection) -> None:
+    upgrade(connection)
+    context = MigrationContext.configure(connection, opts={"compare_type": True, "compare_server_default": True})
+    assert compare_metadata(context, metadata) == []
+
+
+def test_a_migrated_schema_equals_a_created_one(connection: Connection, tmp_path: Path) -> None:
+    upgrade(connection)
+    created = connect(str(tmp_path / "created.db"), busy_timeout_s=1)
+    metadata.create_all(created)
+    created.commit()
+    assert shape(connection) == shape(created)
+    created.close()
+
+
+def test_upgrading_again_changes_nothing(connection: Connection) -> None:
+    upgrade(connection)
+    before = shape(connection)
+    upgrade(connection)
+    assert shape(connection) == before
+
+
+async def test_a_schema_of_a_newer_version_is_refused_and_left_alone(database: Path) -> None:
+    store = SqlStore(f"sqlite:///{database}")
+    await store.open()
+    await store.close()
+    with sqlite3.connect(database) as raw:
+        raw.execute("UPDATE alembic_version SET version_num = '9999'")
+    raw.close()
+    with pytest.raises(Unsupported, match="newer version of Hatch") as caught:
+        await store.open()
+    assert "9999" in caught.value.detail
+    with sqlite3.connect(database) as raw:
+        assert raw.execute("SELECT version_num FROM alembic_version").fetchall() == [("9999",)]
+    raw.close()
+
+
+def test_an_upgrade_that_fails_leaves_no_table_behind(connection: Connection) -> None:
+    connection.exec_driver_sql("CREATE TABLE keys (id TEXT)")
+    connection.commit()
+    with pytest.raises(OperationalError, match="keys already exists"):
+        upgrade(connection)
+    tables = connection.exec_driver_sql("SELECT name FROM sqlite_master WHERE type = 'table'").all()
+    assert [table.name for table in tables] == ["keys"]

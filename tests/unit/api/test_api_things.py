@@ -1,0 +1,101 @@
+"""Routes, images, templates, keys."""
+
+from __future__ import annotations
+
+import httpx2
+import pytest
+
+from hatchvm.domain.route import RESERVED
+
+
+@pytest.fixture
+async def vm_id(client: httpx2.AsyncClient) -> str:
+    answer = await client.post("/vms")
+    return str(answer.json()["id"])
+
+
+async def test_routes(client: httpx2.AsyncClient, vm_id: str) -> None:
+    made = await client.post(f"/vms/{vm_id}/routes", json={"subdomain": "my-app", "target_port": 8080})
+    assert made.status_code == 201
+    route = made.json()
+    assert route == {
+        "id": route["id"],
+        "vm_id": vm_id,
+        "subdomain": "my-app",
+        "target_port": 8080,
+        "auto_wake": True,
+        "url": "http://my-app.hatch.localhost:9090",
+        "created_at": "2026-03-06T14:30:03Z",
+        "updated_at": "2026-03-06T14:30:03Z",
+    }
+    assert (await client.get("/routes")).json() == [route]
+    assert (await client.get(f"/vms/{vm_id}/routes")).json() == [route]
+    changed = await client.patch(f"/routes/{route['id']}", json={"auto_wake": False})
+    assert changed.json() == route | {"auto_wake": False, "updated_at": changed.json()["updated_at"]}
+    assert (await client.delete(f"/routes/{route['id']}")).json() == {"status": "deleted"}
+    assert (await client.delete(f"/routes/{route['id']}")).json() == {"error": "route not found"}
+
+
+async def test_a_route_without_a_subdomain_gets_one(client: httpx2.AsyncClient, vm_id: str) -> None:
+    route = (await client.post(f"/vms/{vm_id}/routes", json={"target_port": 3000})).json()
+    assert len(route["subdomain"]) == 12
+
+
+@pytest.mark.parametrize("subdomain", sorted(RESERVED))
+async def test_reserved_subdomains(client: httpx2.AsyncClient, vm_id: str, subdomain: str) -> None:
+    answer = await client.post(f"/vms/{vm_id}/routes", json={"subdomain": subdomain, "target_port": 80})
+    assert (answer.status_code, answer.json()) == (400, {"error": f'subdomain "{subdomain}" is reserved'})
+
+
+@pytest.mark.parametrize("subdomain", ["", "-a", "a-", "A", "a.b", "a_b", "é", "a" * 64, "a\n"])
+async def test_malformed_subdomains(client: httpx2.AsyncClient, vm_id: str, subdomain: str) -> None:
+    answer = await client.post(f"/vms/{vm_id}/routes", json={"subdomain": subdomain, "target_port": 80})
+    assert answer.status_code == 400
+    assert answer.json()["error"].startswith("subdomain")
+
+
+async def test_a_used_subdomain_is_409(client: httpx2.AsyncClient, vm_id: str) -> None:
+    body = {"subdomain": "x", "target_port": 80}
+    await client.post(f"/vms/{vm_id}/routes", json=body)
+    answer = await client.post(f"/vms/{vm_id}/routes", json=body)
+    assert (answer.status_code, answer.json()) == (409, {"error": 'subdomain "x" is already in use'})
+
+
+async def test_images(client: httpx2.AsyncClient, vm_id: str) -> None:
+    tiny = (await client.get("/images/tiny")).json()
+    assert tiny["builtin"] is True
+    body = {"name": "debian", "kernel_path": "/boot/vmlinuz", "rootfs_path": "/srv/root.raw"}
+    made = await client.post("/images", json=body)
+    assert made.status_code == 201
+    assert made.json() | body == made.json()
+    assert (await client.get("/images")).json() == [made.json(), tiny]
+    assert (await client.get(f"/images/{made.json()['id']}")).json() == made.json()
+    assert (await client.delete("/images/debian")).json() == {"status": "deleted"}
+    in_use = await client.delete("/images/tiny")
+    assert (in_use.status_code, in_use.json()) == (409, {"error": "image is in use"})
+    assert (await client.get("/images/No..Such")).json() == {"error": "image not found"}
+
+
+async def test_templates(client: httpx2.AsyncClient) -> None:
+    defaults = {"vcpu_count": 2, "metadata": {"a": "b"}}
+    made = await client.post("/templates", json={"name": "big", "defaults": defaults | {"user_data": "swordfish"}})
+    assert made.status_code == 201
+    assert made.json()["defaults"] == defaults
+    assert "swordfish" not in made.text
+    assert (await client.get("/templates")).json() == [made.json()]
+    vm = (await client.post("/vms", json={"template_id": "big", "mem_mib": 64})).json()
+    assert (vm["vcpu_count"], vm["mem_mib"], vm["template_id"]) == (2, 64, "big")
+    assert (await client.delete("/templates/big")).json() == {"status": "deleted"}
+    gone = await client.get("/templates/big")
+    assert (gone.status_code, gone.json()) == (404, {"error": "template not found"})
+
+
+async def test_keys_are_shown_once_and_stop_working_when_deleted(client: httpx2.AsyncClient) -> None:
+    made = await client.post("/keys", json={"name": "ci"})
+    assert made.status_code == 201
+    key = made.json()
+    assert (await client.get("/keys")).json()[0] == {name: key[name] for name in ("id", "name", "created_at")}
+    as_ci = {"Authorization": f"Bearer {key['key']}"}
+    assert (await client.get("/vms", headers=as_ci)).status_code == 200
+    assert (await client.delete(f"/keys/{key['id']}")).json() == {"status": "deleted"}
+    assert (await client.get("/vms", headers=as_ci)).status_code == 401
