@@ -77,6 +77,29 @@ async def test_nobody_else_writes_between_a_read_and_a_write(store: SqlStore, da
     other.close()
 
 
+async def test_a_unit_of_work_cancelled_twice_while_it_waits_is_undone_all_the_same(database: Path) -> None:
+    store = SqlStore(f"sqlite:///{database}")
+    await store.open()
+    other = sqlite3.connect(database, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    async def work() -> None:
+        async with store.begin() as tx:
+            await tx.vms.insert(VM_ROW)
+
+    task = spawn(work(), name="work")
+    for _ in range(2):
+        await asyncio.sleep(0)  # first it waits for its insert, then for the rollback behind it
+        task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    other.execute("ROLLBACK")
+    other.close()
+    async with store.begin() as tx:
+        assert await tx.vms.list() == []
+    await store.close()
+
+
 async def test_a_unit_of_work_inside_another_is_refused_instead_of_hanging(store: SqlStore) -> None:
     async with store.begin() as outer:
         await outer.vms.insert(VM_ROW)

@@ -79,7 +79,9 @@ async def test_thousands_of_pipelined_refusals_do_not_sink_the_proxy(stage: Stag
     assert (await client.rest()).count(b"HTTP/1.1 502") == 3001
 
 
-@pytest.mark.parametrize("host", [b"", b"Host:\r\n", b"Host: hatch.local\r\n", b"Host: a.b.hatch.local\r\n", b"Host: a.example\r\n"])
+@pytest.mark.parametrize(
+    "host", [b"", b"Host:\r\n", b"Host: hatch.local\r\n", b"Host: a.b.hatch.local\r\n", b"Host: a.example\r\n"]
+)
 async def test_no_subdomain(stage: Stage, host: bytes) -> None:
     answer = await stage.ask(b"GET / HTTP/1.1\r\n" + host + b"\r\n")
     assert error_of(answer) == (502, "no subdomain in host header")

@@ -9,7 +9,6 @@ import pytest
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
-from hatchvm.base.tasks import spawn
 from hatchvm.testing.stage import Stage, Wire
 
 HOST = b"Host: app.hatch.local\r\n"
@@ -78,16 +77,17 @@ async def test_expect_continue_while_the_vm_sleeps(stage: Stage) -> None:
     assert (await client.answer())[1] == b"ok"
 
 
-async def test_an_early_answer_survives_the_request(stage: Stage) -> None:
+@pytest.mark.parametrize("polite", [True, False])
+async def test_an_early_answer_survives_the_request(stage: Stage, polite: bool) -> None:
     async def guest(wire: Wire) -> None:
         await wire.head()
-        await wire.send(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
-        await wire.rest()
+        wire.writer.write(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 2\r\n\r\nno")
+        if polite:
+            await wire.rest()
 
     await stage.guest(guest)
     client = await stage.client()
-    await client.send(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 9000000\r\n\r\n")
-    client.writer.write(bytes(5_000_000))
+    client.writer.write(b"POST / HTTP/1.1\r\n" + HOST + b"Content-Length: 9000000\r\n\r\n" + bytes(5_000_000))
     head, body = await client.answer()
     assert (head[:12], body) == (b"HTTP/1.1 413", b"no")
     assert await client.rest() == b""
@@ -267,21 +267,27 @@ class TestLargeBodies:
         client = await stage.client()
         await client.send(b"PUT / HTTP/1.1\r\n" + HOST + b"Content-Length: %d\r\n\r\n" % self.SIZE)
         client.writer.write(bytes(self.SIZE))
-        await settled(stage)
+        await client.settled()
+        assert client.writer.transport.get_write_buffer_size() > 0
         assert stage.proxy.buffered_bytes < MIB
         go.set()
         assert (await client.answer())[1] == b"ok"
 
     async def test_a_slow_reader_is_not_buffered_for(self, stage: Stage) -> None:
+        sending: asyncio.Future[Wire] = asyncio.get_running_loop().create_future()
+
         async def guest(wire: Wire) -> None:
             await wire.head()
-            await wire.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % self.SIZE + bytes(self.SIZE))
+            wire.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % self.SIZE + bytes(self.SIZE))
+            sending.set_result(wire)
             await wire.rest()
 
         await stage.guest(guest)
         client = await stage.client()
         await client.send(GET)
-        await settled(stage)
+        guest_wire = await sending
+        await guest_wire.settled()
+        assert guest_wire.writer.transport.get_write_buffer_size() > 0
         assert stage.proxy.buffered_bytes < MIB
         await client.head()
         assert len(await client.exactly(self.SIZE)) == self.SIZE

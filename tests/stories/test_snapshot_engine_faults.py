@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
+import threading
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +20,7 @@ from hatchvm.objects.directory import DirectoryStore
 from hatchvm.ports.objects import ObjectInfo
 from hatchvm.snapshots.engine import SnapshotEngine
 from hatchvm.snapshots.layout import BLOCK_BYTES
+from hatchvm.snapshots.local import Source
 from hatchvm.snapshots.manifest import Manifest
 
 VM: Final = "vm-0123456789ab"
@@ -279,6 +281,31 @@ async def test_nothing_is_committed_after_a_cancel(tmp_path: Path, files: Path) 
     await asyncio.wait([task])
     assert task.cancelled()
     await assert_absent(root)
+
+
+async def test_a_cancelled_write_ends_within_a_block_and_not_before_its_threads(
+    tmp_path: Path, files: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, go_on, reads = threading.Event(), threading.Event(), []
+    real_read = Source.read
+
+    def slow_read(source: Source, index: int) -> bytes:
+        reads.append(index)
+        reading.set()
+        go_on.wait()
+        return real_read(source, index)
+
+    monkeypatch.setattr(Source, "read", slow_read)
+    task = spawn(write(SnapshotEngine(DirectoryStore(tmp_path / "objects")), files), name="write")
+    await asyncio.to_thread(reading.wait)
+    task.cancel()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert not task.done()
+    go_on.set()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert len(reads) <= 2  # one block a thread
 
 
 @pytest.fixture

@@ -28,7 +28,7 @@ class Defaults:
     "Kernel arguments instead of the image's."
     network: bool | None = None
     "Whether the guest has a network card."
-    user_data: Annotated[str | None, Parameter(name="--user-data")] = None
+    user_data: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None
     "File with cloud-init user data; - reads standard input."
     idle_timeout: str | None = None
     "Suspend after this long without use, such as 10m; or never."

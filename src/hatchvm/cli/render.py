@@ -61,7 +61,11 @@ def _print_table(columns: Sequence[str] | None, rows: Sequence[Sequence[Any]]) -
         table.add_column(column.removesuffix("_id").replace("_", " ").upper(), overflow="fold")
     for row in rows:
         table.add_row(*(Text(_plain(value), style=_STATE_STYLE.get(str(value), "")) for value in row))
-    Console(width=None if on_terminal else _PIPE_WIDTH, no_color=not on_terminal, highlight=False).print(table)
+    console = Console(width=None if on_terminal else _PIPE_WIDTH, no_color=not on_terminal, highlight=False)
+    # Printed by Python and not by rich, which would end the process by itself when the pipe is closed.
+    with console.capture() as page:
+        console.print(table)
+    print(page.get(), end="")
 
 
 def _plain(value: object) -> str:

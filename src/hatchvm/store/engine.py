@@ -66,7 +66,8 @@ def connect(path: str, *, busy_timeout_s: float) -> Connection:
     engine = create_engine(
         URL.create("sqlite", database=path),
         poolclass=NullPool,
-        connect_args={"timeout": busy_timeout_s},
+        # No isolation level: the driver must not begin transactions; it would do so late, and only for some statements.
+        connect_args={"timeout": busy_timeout_s, "isolation_level": None},
         hide_parameters=True,
         json_serializer=partial(json.dumps, default=dict),  # read-only mappings
     )
@@ -96,8 +97,6 @@ def fault(error: DBAPIError) -> HatchError:
 
 
 def _on_connect(connection: Any, _: ConnectionPoolEntry) -> None:
-    # The driver must not start transactions by itself: it would do so late, and not at all for reads and DDL.
-    connection.isolation_level = None
     cursor = connection.cursor()
     for pragma in _PRAGMAS:
         cursor.execute(f"PRAGMA {pragma}")

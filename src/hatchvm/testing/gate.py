@@ -33,7 +33,7 @@ class FakeHold:
 
 
 class FakeGate:
-    """Routes by hand. `asleep` VMs wake when `wake` is set; `refusals` are raised by `ready`, `dial_errors` by `dial`."""
+    """Routes by hand. `asleep` VMs wake when `wake` is set; `ready` raises `refusals`, `dial` raises `dial_errors`."""
 
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}

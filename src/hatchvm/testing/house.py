@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -355,16 +356,18 @@ class FakeKeys:
 
 
 class FakeEvents:
-    """A queue per subscriber. `closed` counts the subscriptions that ended."""
+    """A queue per subscriber. `subscribed` is set (for any thread to see) by each, `ended` when one has ended."""
 
     def __init__(self) -> None:
         self.queues: list[asyncio.Queue[Event]] = []
-        self.closed = 0
+        self.subscribed = threading.Event()
+        self.ended = asyncio.Event()
         self._last_id = 0
 
     async def subscribe(self, vm_id: str | None) -> AsyncGenerator[Event, None]:
         queue: asyncio.Queue[Event] = asyncio.Queue()
         self.queues.append(queue)
+        self.subscribed.set()
         try:
             while True:
                 event = await queue.get()
@@ -372,7 +375,7 @@ class FakeEvents:
                     yield event
         finally:
             self.queues.remove(queue)
-            self.closed += 1
+            self.ended.set()
 
     def publish(self, *, vm_id: str, state: State, at: datetime) -> None:
         self._last_id += 1

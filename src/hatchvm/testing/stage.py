@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
@@ -63,8 +64,18 @@ class Wire:
         self.writer.write_eof()
 
     def reset(self) -> None:
-        """Hang up at once."""
+        """Hang up at once, with a TCP reset."""
+        if not self.writer.transport.is_closing():
+            self.writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
         self.writer.transport.abort()
+
+    async def settled(self) -> None:
+        """Return when what was written here moves no more: every buffer on the way is full."""
+        before = -1
+        while before != (now := self.writer.transport.get_write_buffer_size()):
+            before = now
+            for _ in range(200):
+                await asyncio.sleep(0)
 
     def close(self) -> None:
         self.writer.close()

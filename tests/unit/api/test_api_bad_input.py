@@ -16,6 +16,8 @@ from hatchvm.api.app import create_app
 from hatchvm.api.openapi import describe
 from hatchvm.testing.house import FakeHouse
 
+pytest_plugins = ["hatchvm.testing.api_fixtures"]
+
 Json = Any
 Node = Mapping[str, Any]
 

@@ -13,6 +13,8 @@ from hatchvm.api.accept import wants_metrics
 from hatchvm.base.errors import Unavailable
 from hatchvm.testing.house import FakeHouse
 
+pytest_plugins = ["hatchvm.testing.api_fixtures"]
+
 OPEN = {"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"}
 PROMETHEUS_2 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"

@@ -7,6 +7,8 @@ import pytest
 
 from hatchvm.domain.route import RESERVED
 
+pytest_plugins = ["hatchvm.testing.api_fixtures"]
+
 
 @pytest.fixture
 async def vm_id(client: httpx2.AsyncClient) -> str:

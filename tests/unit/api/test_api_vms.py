@@ -8,6 +8,8 @@ import pytest
 from hatchvm.base.errors import Exhausted, Unavailable
 from hatchvm.testing.house import FakeHouse
 
+pytest_plugins = ["hatchvm.testing.api_fixtures"]
+
 UNKNOWN = "vm-000000000000"
 
 

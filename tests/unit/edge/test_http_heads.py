@@ -1,9 +1,9 @@
 """The head parsers: what they refuse, what they rewrite, and that they never accept what h11 refuses.
 
 Stricter than h11 on purpose: no obs-fold, no repeated or listed Content-Length, no Content-Length beside
-Transfer-Encoding, no white space after a chunk size, no bare LF, no header spelled with `_` that would mean framing, no
-leading blank line, and a target's authority must agree with Host. Laxer in two things: a request without Host is parsed, to
-be answered with the proxy's own sentence, and an unknown method is let through as any token is.
+Transfer-Encoding, no white space after a chunk size, no bare LF, no header spelled with `_` that would mean framing,
+no leading blank line, and a target's authority must agree with Host. Laxer in one thing: a request
+without Host is parsed, to be answered with the proxy's own sentence.
 """
 
 from __future__ import annotations
@@ -179,7 +179,9 @@ def test_answers_end_where_they_should(head: bytes, length: int | None) -> None:
 _names = st.sampled_from([b"Host", b"Content-Length", b"Transfer-Encoding", b"Connection", b"X-A", b"TE", b"Upgrade"])
 _values = st.sampled_from([b"a", b"5", b"chunked", b"close", b"", b"a b", b"5,5", b"\xff", b"\x00", b"a\tb", b"a\rb"])
 _breaks = st.sampled_from([b"\r\n"] * 12 + [b"\n", b"\r", b"\r\n "])
-_starts = st.sampled_from([b"GET / HTTP/1.1", b"POST /a HTTP/1.0", b"GET  / HTTP/1.1", b"GET /\x80 HTTP/1.1", b"G;T / HTTP/1.1"])
+_starts = st.sampled_from(
+    [b"GET / HTTP/1.1", b"POST /a HTTP/1.0", b"GET  / HTTP/1.1", b"GET /\x80 HTTP/1.1", b"G;T / HTTP/1.1"]
+)
 _colons = st.sampled_from([b": "] * 8 + [b":", b" :", b"", b":\x0b"])
 
 

@@ -139,6 +139,11 @@ class ClientConnection(asyncio.Protocol):
     def abort(self) -> None:
         self._transport.abort()
 
+    @property
+    def buffered_bytes(self) -> int:
+        upstream = self._upstream.buffered_bytes if self._upstream else 0
+        return self._transport.get_write_buffer_size() + upstream + self._relay.backlog_bytes
+
     def look(self, now: float) -> None:
         """Act on what has lasted too long. Called every now and then."""
         phase, silent_s = self._relay.phase, now - self._since

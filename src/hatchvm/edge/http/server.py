@@ -83,6 +83,11 @@ class ProxyServer:
             connection.look(now)
         self.connector.sweep()
 
+    @property
+    def buffered_bytes(self) -> int:
+        """What clients and guests sent and the other side has not taken yet."""
+        return sum(connection.buffered_bytes for connection in self._connections)
+
     # -- connection.House
 
     def opened(self, connection: ClientConnection) -> None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Protocol, cast
+import contextlib
+from asyncio.trsock import TransportSocket
+from typing import Final, Protocol, cast
 
 from hatchvm.edge.http.admission import Slot
 from hatchvm.edge.http.pool import Pool, Target
+
+_LAST_WORDS_BYTES: Final = 256 * 1024
 
 
 class User(Protocol):
@@ -39,6 +43,10 @@ class Upstream(asyncio.Protocol):
     @property
     def closing(self) -> bool:
         return self._transport.is_closing()
+
+    @property
+    def buffered_bytes(self) -> int:
+        return self._transport.get_write_buffer_size()
 
     def write(self, data: bytes) -> None:
         if not self.closing:
@@ -85,6 +93,8 @@ class Upstream(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._free_slot()
+        if exc and self.user:
+            self._hear_last_words(self.user)
         user, self.user = self.user, None
         if user:
             user.upstream_lost(broken=exc is not None)
@@ -98,6 +108,20 @@ class Upstream(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self.user:
             self.user.upstream_full(full=False)
+
+    def _hear_last_words(self, user: User) -> None:
+        """Pass on an answer that arrived before the connection broke.
+
+        A guest that answers early and closes (413) resets the connection under the rest of the request. asyncio then gives
+        up at the first failed write, without reading what is there; uvloop reads first.
+        """
+        sock = self._transport.get_extra_info("socket")
+        if not isinstance(sock, TransportSocket):
+            return
+        with contextlib.suppress(OSError), sock.dup() as duplicate:
+            words = duplicate.recv(_LAST_WORDS_BYTES)
+            if words:
+                user.upstream_data(words)
 
     def _free_slot(self) -> None:
         slot, self._slot = self._slot, None

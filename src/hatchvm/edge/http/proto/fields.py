@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from enum import Enum, auto
 from typing import Final
 
+_END: Final = b"\r\n\r\n"
 #: A head may not be longer, its blank line included.
-MAX_HEAD_BYTES: Final = 64 * 1024
+_MAX_HEAD_BYTES: Final = 64 * 1024
 TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 _CONTROLS: Final = bytes(set(range(32)) - set(b"\t\r\n")) + b"\x7f"
@@ -176,6 +177,27 @@ REQUEST_FIELDS: Final = FieldTable(
 )
 RESPONSE_FIELDS: Final = FieldTable(_HOP_BY_HOP)
 TRAILER_FIELDS: Final = FieldTable(dict.fromkeys((*_HOP_BY_HOP, *_FORBIDDEN_IN_TRAILERS), Use.REFUSE))
+
+
+def take_head(data: bytes, known: int, *, what: str) -> tuple[bytes | None, bytes]:
+    """(the head without its blank line, what follows it), or (None, `data`) if the head is not whole yet.
+
+    `known`: how many of the bytes were seen before, in vain. Raises Malformed (431) if it is too large.
+    """
+    end = data.find(_END, max(0, known - 3))
+    if (end if end >= 0 else len(data) - len(_END)) + len(_END) > _MAX_HEAD_BYTES:
+        raise Malformed(f"the {what} is too large", status=431)
+    if end < 0:
+        return None, data
+    return data[:end], data[end + len(_END) :]
+
+
+def refuse_unfinished(data: bytes, known: int) -> None:
+    """Raise Malformed as soon as it is certain that no end can mend a head: its sender may never send one."""
+    fresh = data[max(0, known - 1) :]
+    refuse_controls(fresh)
+    if fresh.count(b"\n") != fresh.count(b"\r\n") + (known > 0 and fresh.startswith(b"\n")):
+        raise Malformed("a bare CR or LF in the head")
 
 
 def refuse_controls(data: bytes) -> None:

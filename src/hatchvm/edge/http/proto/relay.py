@@ -38,14 +38,13 @@ from hatchvm.edge.http.proto.commands import (
     SendClient,
     SendUpstream,
 )
-from hatchvm.edge.http.proto.fields import MAX_HEAD_BYTES, Malformed, refuse_controls
+from hatchvm.edge.http.proto.fields import Malformed, refuse_unfinished, take_head
 from hatchvm.edge.http.proto.refusal import Refusal
 from hatchvm.edge.http.proto.request import Request, parse_request
 from hatchvm.edge.http.proto.response import Response, parse_response
 
 #: More input than this that cannot be used yet, and the client is not read any more.
 _BACKLOG_BYTES: Final = 64 * 1024
-_END: Final = b"\r\n\r\n"
 
 
 class Phase(Enum):
@@ -81,6 +80,11 @@ class Relay:
         self._answer: Body | None = None
         self._reusable = False
         self._upstream_ended = False
+
+    @property
+    def backlog_bytes(self) -> int:
+        """What came from the client and cannot be used yet."""
+        return len(self._input)
 
     @property
     def backlogged(self) -> bool:
@@ -159,9 +163,7 @@ class Relay:
                 return self._refuse(Refusal(status=408, sentence="the request body took too long"))
             case Phase.ANSWER:
                 return self._refuse(Refusal(status=504, sentence="upstream timed out"))
-            case Phase.LINGER:
-                return self._close(linger=False)
-            case Phase.IDLE:
+            case Phase.IDLE | Phase.LINGER:
                 return self._close(linger=False)
         return []
 
@@ -213,21 +215,19 @@ class Relay:
 
     def _read_head(self, data: bytes) -> list[Command]:
         known = len(self._input)
-        head = self._input = self._input + data if known else data
-        end = head.find(_END, max(0, known - 3))
+        self._input = self._input + data if known else data
         try:
-            if end < 0:
-                _refuse_early(head, known)
+            head, rest = take_head(self._input, known, what="request head")
+            if head is None:
+                refuse_unfinished(self._input, known)
                 if self._client_ended:
                     raise Malformed("the request ended early")
                 self.phase = Phase.HEAD
                 return []
-            if end + len(_END) > MAX_HEAD_BYTES:
-                raise Malformed("the request head is too large", status=431)
-            request = parse_request(head[:end], self._forwarded)
+            request = parse_request(head, self._forwarded)
         except Malformed as error:
             return self._reject(Refusal(status=error.status, sentence=error.sentence))
-        self._input = head[end + len(_END) :]
+        self._input = rest
         return self._begin(request)
 
     def _begin(self, request: Request) -> list[Command]:
@@ -263,17 +263,19 @@ class Relay:
         request = self._expect_request()
         commands: list[Command] = []
         self._heard = True
+        known = len(self._output)
         self._output += data
         try:
-            while (end := self._output.find(_END)) >= 0:
-                response = parse_response(self._output[:end], request)
-                self._output = self._output[end + len(_END) :]
+            while True:
+                head, rest = take_head(self._output, known, what="head of the answer")
+                if head is None:
+                    break
+                self._output, known = rest, 0
+                response = parse_response(head, request)
                 if not response.interim:
                     return commands + self._start_answer(response, request)
                 if not request.old:
                     commands.append(SendClient(response.head + b"\r\n"))
-            if len(self._output) > MAX_HEAD_BYTES:
-                raise Malformed("its head is too large")
         except Malformed as error:
             sentence = f"upstream sent a malformed answer: {error.sentence}"
             commands += self._refuse(Refusal(status=502, sentence=sentence))
@@ -386,13 +388,3 @@ class Relay:
     def _expect_request(self) -> Request:
         assert self._request is not None
         return self._request
-
-
-def _refuse_early(head: bytes, known: int) -> None:
-    """Refuse an unfinished head as soon as it is certain that no end can mend it."""
-    if len(head) > MAX_HEAD_BYTES:
-        raise Malformed("the request head is too large", status=431)
-    fresh = head[max(0, known - 1) :]
-    refuse_controls(fresh)
-    if fresh.count(b"\n") != fresh.count(b"\r\n") + (known > 0 and fresh.startswith(b"\n")):
-        raise Malformed("a bare CR or LF in the head")

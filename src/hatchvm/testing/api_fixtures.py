@@ -1,4 +1,7 @@
-"""The API over a house in memory, spoken to without a socket."""
+"""Fixtures: the API over a house in memory, spoken to without a socket.
+
+A plugin (`pytest_plugins = [...]` in a test module) and not a conftest: mypy takes all conftests for one module.
+"""
 
 from __future__ import annotations
 

@@ -1,0 +1,145 @@
+"""What this host can do, found by trying: what `hatchvm doctor` prints."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Literal
+
+from hatchvm.base.errors import HatchError
+from hatchvm.base.paths import DataPaths
+from hatchvm.base.units import format_bytes
+from hatchvm.domain.image import TINY
+from hatchvm.images.tiny import find_tiny
+from hatchvm.server.config import Config
+from hatchvm.vmm.qemu.accel import Accelerator
+from hatchvm.vmm.qemu.reach import ephemeral_ports_overlap
+
+_FICLONE: Final = 0x40049409
+_LITTLE_SPACE: Final = 5 * 1024**3
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. `fail`: no VM can run here; `warn`: something is slower or missing; `mend`: what to do."""
+
+    verdict: Literal["ok", "warn", "fail"]
+    subject: str
+    found: str
+    mend: str = ""
+
+
+async def examine(config: Config) -> list[Finding]:
+    """Everything, most important first. Changes nothing but the remembered result of the KVM try."""
+    findings = [await _qemu(config), _program("qemu-img", "qemu-utils", "disks of VMs")]
+    findings += [await _kvm(config), _firecracker(), *_network(), *_disk(config), _image(config)]
+    return findings
+
+
+async def _qemu(config: Config) -> Finding:
+    try:
+        machine = await Accelerator("tcg", memory=Path(os.devnull), binary=config.qemu_bin).machine(None)
+    except HatchError as error:
+        return Finding("fail", "QEMU", str(error), "apt-get install --no-install-recommends qemu-system-x86 qemu-utils")
+    return Finding("ok", "QEMU", machine.version)
+
+
+async def _kvm(config: Config) -> Finding:
+    slow = "VMs run under software emulation: they work, several times slower"
+    if not Path("/dev/kvm").exists():
+        return Finding("warn", "KVM", f"no /dev/kvm; {slow}", "use a host (or a VM with nested virtualisation) that has it")
+    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
+        return Finding("warn", "KVM", f"/dev/kvm is not yours; {slow}", "usermod -aG kvm $USER, then log in again")
+    image = find_tiny(config.cache_dir)
+    if image is None:
+        return Finding("warn", "KVM", "/dev/kvm is there; whether a kernel starts under it is not known yet",
+                       "hatchvm image build tiny, then run the doctor again")
+    paths = DataPaths(config.data_dir.resolve())
+    paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    try:
+        machine = await Accelerator("auto", memory=paths.accel, binary=config.qemu_bin).machine(image.boot)
+    except HatchError as error:
+        return Finding("warn", "KVM", f"not tried: {error}")
+    if machine.accel == "kvm":
+        return Finding("ok", "KVM", "a kernel starts under it")
+    return Finding("warn", "KVM", f"/dev/kvm is there, but no kernel starts under it (tried); {slow}")
+
+
+def _firecracker() -> Finding:
+    path = shutil.which(os.environ.get("HATCH_FIRECRACKER_BIN") or "firecracker")
+    if path is None:
+        return Finding("ok", "Firecracker", "not installed; not needed: QEMU is the VMM of this version")
+    text = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=20).stdout
+    return Finding("ok", "Firecracker", f"{text.splitlines()[0] if text else path}; this version does not use it yet")
+
+
+def _network() -> Iterator[Finding]:
+    yield Finding("ok", "user networking", "works without root; VMs are reached through loopback ports")
+    if ephemeral_ports_overlap():
+        yield Finding(
+            "warn",
+            "loopback ports",
+            "outgoing connections may take ports that VMs use (26001-32767); Hatch then takes others",
+            "sysctl -w net.ipv4.ip_local_port_range='32768 60999'",
+        )
+    can_bridge = os.geteuid() == 0 and Path("/dev/net/tun").exists()
+    yield Finding("ok", "bridge networking", f"{'possible here' if can_bridge else 'not possible here'}; not used yet")
+
+
+def _disk(config: Config) -> Iterator[Finding]:
+    folder = config.data_dir.resolve()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    verdict: Literal["ok", "warn"] = "ok" if free >= _LITTLE_SPACE else "warn"
+    yield Finding(verdict, "disk space", f"{format_bytes(free)} free for {config.data_dir}", "" if verdict == "ok" else "make room")
+    if _reflink(folder):
+        yield Finding("ok", "reflink", "copies share their blocks")
+    else:
+        yield Finding("ok", "reflink", "not on this file system: copies of images are real ones (XFS and Btrfs have it)")
+
+
+def _reflink(folder: Path) -> bool:
+    try:
+        with tempfile.TemporaryFile(dir=folder) as source, tempfile.TemporaryFile(dir=folder) as target:
+            source.write(b"x" * 4096)
+            source.flush()
+            fcntl.ioctl(target.fileno(), _FICLONE, source.fileno())
+    except OSError:
+        return False
+    return True
+
+
+def _image(config: Config) -> Finding:
+    if find_tiny(config.cache_dir) is not None:
+        return Finding("ok", f"image {TINY}", f"built, in {config.cache_dir}")
+    missing = [name for name in ("apt-get", "dpkg-deb", "mke2fs") if not _which(name)]
+    if missing:
+        return Finding(
+            "warn", f"image {TINY}", f"cannot be built: {', '.join(missing)} missing",
+            "build it on Debian, or register a kernel and a root disk: hatchvm image create",
+        )
+    return Finding("ok", f"image {TINY}", "not built yet; the first start does it, or: hatchvm image build tiny")
+
+
+def _program(name: str, package: str, purpose: str) -> Finding:
+    path = _which(name)
+    if path is None:
+        return Finding("fail", name, f"missing; needed for {purpose}", f"apt-get install {package}")
+    return Finding("ok", name, path)
+
+
+def _which(name: str) -> str | None:
+    return shutil.which(name, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+
+
+def examine_now(config: Config) -> list[Finding]:
+    """`examine`, for callers without an event loop."""
+    return asyncio.run(examine(config))
