@@ -259,6 +259,10 @@ async def test_an_update_may_not_take_a_used_name_either(store: Store) -> None:
     assert (type(error), error.message) == (Conflict, 'vm name "web" is already in use')
     error = await refused(store, lambda tx: tx.routes.update(a_route("b", subdomain="x")))
     assert (type(error), error.message) == (Conflict, 'subdomain "x" is already in use')
+    await put(store, images=an_image("a", name="tiny"))
+    await put(store, images=an_image("b"))
+    error = await refused(store, lambda tx: tx.images.update(an_image("b", name="tiny")))
+    assert (type(error), error.message) == (Conflict, 'image name "tiny" is already in use')
 
 
 async def test_any_number_of_rows_may_have_no_name_and_no_port(store: Store) -> None:
@@ -357,7 +361,7 @@ async def test_of_racing_updates_with_one_generation_exactly_one_wins(store: Sto
         assert await tx.vms.get(OWNER.id) == winners[0]
 
 
-@pytest.mark.parametrize("table", ["vms", "routes", "snapshots"])
+@pytest.mark.parametrize("table", ["vms", "routes", "snapshots", "images"])
 async def test_an_update_of_a_missing_row_is_not_found(store: Store, table: str) -> None:
     error = await refused(store, lambda tx: getattr(tx, table).update(MAKERS[table]("nope")))
     assert isinstance(error, NotFound)
@@ -376,6 +380,17 @@ async def test_belongings_are_updated_whole(store: Store) -> None:
     async with store.begin() as tx:
         assert await tx.routes.list() == [other_route, route]
         assert await tx.snapshots.list() == [other_snapshot, snapshot]
+
+
+async def test_an_update_of_an_image_changes_its_name_only(store: Store) -> None:
+    image, other = an_image("a", name="old"), an_image("b", name="kept")
+    await put(store, images=image)
+    await put(store, images=other)
+    for name in ("new", None):
+        async with store.begin() as tx:
+            await tx.images.update(an_image("a", name=name, boot=FULL_BOOT, digest="d2", builtin=True))
+        async with store.begin() as tx:
+            assert await tx.images.list() == [other, replace(image, name=name)]
 
 
 async def test_a_touch_records_newer_activity_and_takes_no_generation(store: Store) -> None:

@@ -146,6 +146,7 @@ class TestWake:
         await stage.gate.until_needed(1)
         goodbye(client)
         await stage.gate.until_released(VM)
+        await stage.gate.until_left(1)
         assert stage.gate.dials == 0
 
     async def test_a_body_stays_unread_meanwhile(self, stage: Stage) -> None:
@@ -192,6 +193,21 @@ class TestWake:
 
 
 class TestGuestPort:
+    async def test_silent_connections_do_not_keep_others_waiting_for_ever(self, stage: Stage) -> None:
+        arrived = asyncio.Barrier(stage.proxy.limits.fresh_slots + 1)
+
+        async def guest(wire: Wire) -> None:
+            await wire.head()
+            await arrived.wait()  # nobody is answered before more have come than there are slots
+            await wire.send(OK)
+
+        await stage.guest(guest)
+        clients = [await stage.client() for _ in range(arrived.parties)]
+        for client in clients:
+            await client.send(GET)
+        for client in clients:
+            assert (await client.answer())[1] == b"ok"
+
     async def test_refuses(self, stage: Stage) -> None:
         stage.gate.add("app", 1)
         assert error_of(await stage.ask(GET)) == (502, "upstream refused connection")

@@ -3,7 +3,6 @@
     <data dir>/
       hatch.db            SQLite (WAL)
       api-key             the first key, mode 0600, for the CLI
-      accel.json          what the QEMU start probe found
       objects/            the object store, if it is a directory
       images/<digest>/    registered images, content-addressed, never changed
       vms/<vm id>/        one VM (see `VMPaths`)
@@ -93,10 +92,6 @@ class DataPaths:
     @property
     def api_key(self) -> Path:
         return self.root / "api-key"
-
-    @property
-    def accel(self) -> Path:
-        return self.root / "accel.json"
 
     @property
     def lock(self) -> Path:

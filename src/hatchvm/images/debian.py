@@ -1,4 +1,4 @@
-"""Debian packages as a source of files: fetched with apt, unpacked over one another, never installed, no root needed."""
+"""Debian packages as a source of files: fetched with apt, unpacked over one another, never installed; no root."""
 
 from __future__ import annotations
 

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Final
+
+#: The dynamic loader: the file that a program names as its interpreter, in `/lib64`.
+LOADER: Final = "ld-linux-x86-64.so.2"
 
 
 def needed(packages: Path, programs: Iterable[Path]) -> dict[str, bytes]:
@@ -12,7 +16,7 @@ def needed(packages: Path, programs: Iterable[Path]) -> dict[str, bytes]:
     A name in a binary is enough: it finds what is linked and what is opened at run time, and a library too many costs
     a few kilobytes.
     """
-    known = {file.name: file for file in packages.rglob("*.so.*") if "gconv" not in file.parts}
+    known = {file.name: file for file in packages.rglob("*.so.*") if not _leads_out(file)}
     found: dict[str, bytes] = {}
     waiting = [program.read_bytes() for program in programs]
     while waiting:
@@ -22,3 +26,17 @@ def needed(packages: Path, programs: Iterable[Path]) -> dict[str, bytes]:
                 found[name] = known[name].read_bytes()
                 waiting.append(found[name])
     return found
+
+
+def runnable(packages: Path, program: Path, folder: Path) -> tuple[str, ...]:
+    """The command that runs an unpacked program on this host, with its own libraries, copied to the new `folder`."""
+    folder.mkdir()
+    for name, content in needed(packages, [program]).items():
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(0o755)
+    return (str(folder / LOADER), "--library-path", str(folder), str(program))
+
+
+def _leads_out(file: Path) -> bool:
+    """True for an absolute link, which means a file of this host here, not one of the packages."""
+    return file.is_symlink() and file.readlink().is_absolute()

@@ -38,8 +38,8 @@ _RECORD: Final = "image.json"
 async def build_tiny(cache: Path, progress: Progress) -> Image:
     """The image `tiny` in `cache`, built now if this recipe has not built it there before.
 
-    `progress` is called in the event loop with a few words at each step of a build. Raises Unsupported if this host lacks
-    a program, Unavailable if packages cannot be fetched, Exhausted if the disk is full.
+    `progress` is called in the event loop with a few words at each step of a build. Raises Unsupported if this host
+    lacks a program, Unavailable if packages cannot be fetched, Exhausted if the disk is full.
     """
     loop = asyncio.get_running_loop()
 
@@ -47,6 +47,11 @@ async def build_tiny(cache: Path, progress: Progress) -> Image:
         loop.call_soon_threadsafe(progress, step)
 
     return await asyncio.to_thread(_ensure, cache, report)
+
+
+def find_tiny(cache: Path) -> Image | None:
+    """The image `tiny`, if this recipe has built it in `cache` already."""
+    return _find(cache, recipe.key())
 
 
 def _ensure(cache: Path, progress: Progress) -> Image:

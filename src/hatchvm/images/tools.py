@@ -11,9 +11,7 @@ from pathlib import Path
 from hatchvm.base.errors import Unavailable, Unsupported
 
 
-def run(
-    *argv: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, complaints: bool = False
-) -> str:
+def run(*argv: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, complaints: bool = False) -> str:
     """What the program printed, in the C locale: stdout, or stderr if `complaints`.
 
     Raises Unsupported if it is not installed, Unavailable (stderr in `detail`) if it fails.

@@ -67,7 +67,9 @@ def _cache_dir() -> Path:
 class Config(BaseSettings):
     """Every variable, its default and its meaning."""
 
-    model_config = SettingsConfigDict(env_prefix="HATCH_", extra="ignore", validate_default=False, env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="HATCH_", extra="ignore", validate_default=False, env_ignore_empty=True
+    )
 
     http_addr: Address = ("127.0.0.1", 8080)
     proxy_addr: Address = ("127.0.0.1", 9090)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final, Literal
 
 from hatchvm.base.errors import HatchError
-from hatchvm.base.paths import DataPaths
 from hatchvm.base.units import format_bytes
 from hatchvm.domain.image import TINY
 from hatchvm.images.tiny import find_tiny
@@ -54,17 +53,23 @@ async def _qemu(config: Config) -> Finding:
 async def _kvm(config: Config) -> Finding:
     slow = "VMs run under software emulation: they work, several times slower"
     if not Path("/dev/kvm").exists():
-        return Finding("warn", "KVM", f"no /dev/kvm; {slow}", "use a host (or a VM with nested virtualisation) that has it")
+        return Finding(
+            "warn", "KVM", f"no /dev/kvm; {slow}", "use a host (or a VM with nested virtualisation) that has it"
+        )
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Finding("warn", "KVM", f"/dev/kvm is not yours; {slow}", "usermod -aG kvm $USER, then log in again")
     image = find_tiny(config.cache_dir)
     if image is None:
-        return Finding("warn", "KVM", "/dev/kvm is there; whether a kernel starts under it is not known yet",
-                       "hatchvm image build tiny, then run the doctor again")
-    paths = DataPaths(config.data_dir.resolve())
-    paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+        return Finding(
+            "warn",
+            "KVM",
+            "/dev/kvm is there; whether a kernel starts under it is not known yet",
+            "hatchvm image build tiny, then run the doctor again",
+        )
     try:
-        machine = await Accelerator("auto", memory=paths.accel, binary=config.qemu_bin).machine(image.boot)
+        machine = await Accelerator("auto", memory=config.cache_dir / "accel.json", binary=config.qemu_bin).machine(
+            image.boot
+        )
     except HatchError as error:
         return Finding("warn", "KVM", f"not tried: {error}")
     if machine.accel == "kvm":
@@ -99,11 +104,18 @@ def _disk(config: Config) -> Iterator[Finding]:
         folder = folder.parent
     free = shutil.disk_usage(folder).free
     verdict: Literal["ok", "warn"] = "ok" if free >= _LITTLE_SPACE else "warn"
-    yield Finding(verdict, "disk space", f"{format_bytes(free)} free for {config.data_dir}", "" if verdict == "ok" else "make room")
+    yield Finding(
+        verdict,
+        "disk space",
+        f"{format_bytes(free)} free for {config.data_dir}",
+        "" if verdict == "ok" else "make room",
+    )
     if _reflink(folder):
         yield Finding("ok", "reflink", "copies share their blocks")
     else:
-        yield Finding("ok", "reflink", "not on this file system: copies of images are real ones (XFS and Btrfs have it)")
+        yield Finding(
+            "ok", "reflink", "not on this file system: copies of images are real ones (XFS and Btrfs have it)"
+        )
 
 
 def _reflink(folder: Path) -> bool:
@@ -123,7 +135,9 @@ def _image(config: Config) -> Finding:
     missing = [name for name in ("apt-get", "dpkg-deb", "mke2fs") if not _which(name)]
     if missing:
         return Finding(
-            "warn", f"image {TINY}", f"cannot be built: {', '.join(missing)} missing",
+            "warn",
+            f"image {TINY}",
+            f"cannot be built: {', '.join(missing)} missing",
             "build it on Debian, or register a kernel and a root disk: hatchvm image create",
         )
     return Finding("ok", f"image {TINY}", "not built yet; the first start does it, or: hatchvm image build tiny")

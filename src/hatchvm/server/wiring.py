@@ -60,9 +60,9 @@ def build(config: Config) -> Built:
     paths = DataPaths(config.data_dir.resolve())
     lock = _take(paths)
     clock = SystemClock()
-    driver = QEMUDriver(Accelerator(config.accel, memory=paths.accel, binary=config.qemu_bin))
+    driver = QEMUDriver(Accelerator(config.accel, memory=config.cache_dir / "accel.json", binary=config.qemu_bin))
     node = LocalNode(config.node_id, paths, driver, _engine(config, paths), boot_id=boot_id())
-    store = SqlStore(config.database_url or f"sqlite+aiosqlite:///{paths.database}")
+    store = SqlStore(config.database_url or f"sqlite:///{paths.database}")
     ctx = Context(
         store=store,
         node=node,

@@ -2,7 +2,7 @@
 
 SQLite answers in tens of microseconds; going to a thread and back costs ten times that. So a statement is one such
 trip, from compiling it to fetching its rows, and a transaction begins with its first statement. (SQLAlchemy over an
-asyncio driver makes four trips a statement and more around it: measured, four times slower.)
+asyncio driver makes four trips a statement and more around it: measured, about three times slower.)
 
 The thread works strictly in order. Whoever gives up waiting leaves nothing half done: what it had asked for is
 finished, and what comes next, such as the rollback, comes after it.

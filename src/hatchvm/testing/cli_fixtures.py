@@ -2,27 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hatchvm.cli.main import run
+from hatchvm.testing.command import Cli, Outcome
 from hatchvm.testing.house import FakeHouse
 from hatchvm.testing.live import Live, serve
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a run of the command left behind."""
-
-    code: int
-    out: str
-    err: str
-
-
-Cli = Callable[..., Outcome]
 
 
 @pytest.fixture

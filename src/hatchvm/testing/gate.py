@@ -77,6 +77,12 @@ class FakeGate:
             self.changed.clear()
             await self.changed.wait()
 
+    async def until_left(self, times: int) -> None:
+        """Return when that many requests stopped waiting for a wake."""
+        while self.needs_cancelled < times:
+            self.changed.clear()
+            await self.changed.wait()
+
     # -- ports.gate.Gate
 
     def route(self, subdomain: str) -> Route | None:
@@ -99,6 +105,7 @@ class FakeGate:
             await self.wake.wait()
         except asyncio.CancelledError:
             self.needs_cancelled += 1
+            self.changed.set()
             raise
         if self.wake_error:
             raise self.wake_error

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from hatchvm.testing.cli_fixtures import Cli
+from hatchvm.testing.command import Cli
 from hatchvm.testing.live import Live
 
 pytest_plugins = ["hatchvm.testing.cli_fixtures"]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from hatchvm.base.errors import Corrupt, Exhausted, HatchError, Unavailable
-from hatchvm.testing.cli_fixtures import Cli
+from hatchvm.testing.command import Cli
 from hatchvm.testing.live import Live
 
 pytest_plugins = ["hatchvm.testing.cli_fixtures"]
@@ -88,10 +88,8 @@ def test_the_daemons_own_address_is_the_default(
     assert f"nothing answers at http://127.0.0.1:{closed_port};" in bare_cli("health").err
     monkeypatch.setenv("HATCH_HTTP_ADDR", "8080")
     outcome = bare_cli("health")
-    assert (outcome.code, outcome.err) == (
-        2,
-        "hatchvm: HATCH_HTTP_ADDR must be host:port (--help says what is expected)\n",
-    )
+    assert outcome.code == 2
+    assert "HATCH_HTTP_ADDR must be host:port" in outcome.err
 
 
 def test_without_a_key(bare_cli: Cli, live: Live) -> None:

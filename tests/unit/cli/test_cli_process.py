@@ -66,10 +66,9 @@ def test_a_reader_that_leaves_is_no_error_message(live: Live) -> None:
     env = os.environ | {"HATCH_URL": live.url, "HATCH_API_KEY": live.key, "PYTHONUNBUFFERED": "1"}
     reader, writer = os.pipe()
     os.close(reader)
+    command = [HATCHVM, "health"]
     with os.fdopen(writer) as stdout:
-        run = subprocess.run(
-            [HATCHVM, "health"], env=env, stdout=stdout, stderr=subprocess.PIPE, timeout=60, check=False
-        )
+        run = subprocess.run(command, env=env, stdout=stdout, stderr=subprocess.PIPE, timeout=60, check=False)
     assert (run.returncode, run.stderr) == (141, b"")
 
 

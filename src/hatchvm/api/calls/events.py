@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Annotated, Final
 
 from fastapi import APIRouter, Query, Response
@@ -34,7 +34,7 @@ async def stream_events(context: Ctx, vm: Annotated[str | None, Query(max_length
     return StreamingResponse(frames(events), media_type="text/event-stream", headers=headers)
 
 
-async def frames(events: AsyncGenerator[Event, None], keep_alive_s: float = KEEP_ALIVE_S) -> AsyncIterator[str]:
+async def frames(events: AsyncGenerator[Event, None], keep_alive_s: float = KEEP_ALIVE_S) -> AsyncGenerator[str, None]:
     """The stream's text: a frame per event, a comment per silent `keep_alive_s`. Closes `events`."""
     upcoming = tasks.spawn(_next(events), name="next event")
     try:

@@ -112,8 +112,8 @@ class Upstream(asyncio.Protocol):
     def _hear_last_words(self, user: User) -> None:
         """Pass on an answer that arrived before the connection broke.
 
-        A guest that answers early and closes (413) resets the connection under the rest of the request. asyncio then gives
-        up at the first failed write, without reading what is there; uvloop reads first.
+        A guest that answers early and closes (413) resets the connection under the rest of the request. asyncio then
+        gives up at the first failed write, without reading what is there; uvloop reads first.
         """
         sock = self._transport.get_extra_info("socket")
         if not isinstance(sock, TransportSocket):

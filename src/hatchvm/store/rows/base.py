@@ -55,6 +55,13 @@ class TableRows(Generic[R]):
         rows = await self._lane.execute(select(self.table).where(*where).order_by(*newest_first))
         return [self._decode(row) for row in rows]
 
+    async def _set(self, row_id: str, values: dict[str, Any]) -> None:
+        """Write these columns of one row. Raises NotFound."""
+        mine = self.table.c.id == bindparam("row_id")
+        statement = update(self.table).where(mine).returning(self.table.c.id)
+        if not await self._lane.execute(statement, values | {"row_id": row_id}):
+            raise self._missing()
+
     def _missing(self) -> NotFound:
         return NotFound(f"{self.noun} not found")
 
@@ -64,9 +71,7 @@ class ReplaceableRows(TableRows[R]):
 
     async def update(self, row: R) -> None:
         values = self._encode(row)
-        replace = update(self.table).where(self.table.c.id == bindparam("row_id")).returning(self.table.c.id)
-        if not await self._lane.execute(replace, values | {"row_id": values["id"]}):
-            raise self._missing()
+        await self._set(values["id"], values)
 
 
 class OwnedRows(ReplaceableRows[R]):

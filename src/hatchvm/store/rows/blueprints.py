@@ -21,6 +21,9 @@ class SqlImageRows(NamedRows[Image]):
     noun: ClassVar[str] = "image"
     value = Image
 
+    async def update(self, image: Image) -> None:
+        await self._set(image.id, {"name": image.name})
+
     def _encode(self, row: Image) -> dict[str, Any]:
         return {c.name: getattr(row.boot if c.name in _BOOT else row, c.name) for c in self.table.c}
 

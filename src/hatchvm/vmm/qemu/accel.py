@@ -69,6 +69,7 @@ class Accelerator:
             if boot is None:
                 return "tcg", False
             works = await asyncio.to_thread(_try_kvm, binary, boot)
+            self._memory.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(self._memory, json.dumps({**host, "kvm_works": works}).encode(), mode=0o644)
         if not works and self._mode == "kvm":
             raise Unsupported("HATCH_ACCEL=kvm, but no kernel starts under KVM here; HATCH_ACCEL=tcg works anywhere")
