@@ -22,7 +22,7 @@ from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.reach import free_ports
 
 #: Guest memory, and how much of it is filled, in MiB.
-_SIZES: Final = {128: 32, 512: 256, 2048: 1024}
+_SIZES: Final = {128: 32, 512: 256, 2048: 512}
 _WAKE_MIB: Final = 256
 _WAKE_GOAL: Final = 1.15
 #: The pause of the largest guest against the smallest: what "does not grow with memory" may be on a noisy machine.

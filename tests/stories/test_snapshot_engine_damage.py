@@ -76,6 +76,14 @@ def flipped(data: bytes, position: int, bit: int) -> bytes:
     return bytes(damaged)
 
 
+async def test_a_flipped_bit_that_the_decompressor_ignores(house: House) -> None:
+    pack = house.packs()[0]
+    assert pack.blocks[0].codec is Codec.ZSTD
+    path = house.path(pack.key)
+    path.write_bytes(flipped(path.read_bytes(), 4, 4))  # the unused bit of the frame header descriptor (RFC 8878)
+    await house.assert_corrupt(pack.key)
+
+
 async def test_a_flipped_bit_anywhere_in_a_pack(house: House) -> None:
     noise = random.Random(2)
     for pack in house.packs():

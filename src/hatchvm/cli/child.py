@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from hatchvm.base.errors import Unavailable
-from hatchvm.base.paths import DataPaths
+from hatchvm.base.paths import DataPaths, VMPaths
 from hatchvm.client import Client
+from hatchvm.vmm.qemu import process
 
 _START_S: Final = 300.0  # the first start on a host builds the image
 _STOP_S: Final = 60.0
@@ -69,14 +70,17 @@ class ChildDaemon:
             self._process.wait()
 
     def end(self) -> None:
-        """Delete every VM, then stop: nothing is left running."""
-        if self._process is not None and self._process.poll() is None:
-            try:
+        """Delete every VM, then stop. Nothing is left running, not even what a killed daemon left."""
+        try:
+            if self._process is not None and self._process.poll() is None:
                 with self.client() as client:
                     for vm in client.list_vms():
                         client.delete_vm(vm["id"])
-            finally:
-                self.stop()
+        finally:
+            self.stop()
+            for folder in self.paths.vms.glob("*"):
+                if stray := process.find(VMPaths(folder)):
+                    stray.signal(signal.SIGKILL)
 
     def client(self) -> Client:
         """A client with the key that its first start made."""

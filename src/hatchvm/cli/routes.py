@@ -29,14 +29,16 @@ def create(vm: str, /, *, port: int, subdomain: str | None = None, auto_wake: bo
         Whether a request wakes the VM when it sleeps.
     """
     with session.client() as client:
-        session.show(client.create_route(vm, target_port=port, subdomain=subdomain, auto_wake=auto_wake))
+        session.show(
+            client.create_route(client.find_vm(vm), target_port=port, subdomain=subdomain, auto_wake=auto_wake)
+        )
 
 
 @app.command(name="list")
 def list_routes(vm: str | None = None, /, *, session: InSession) -> None:
     """List routes, of one VM or of all."""
     with session.client() as client:
-        session.show_all(client.list_routes(vm), _COLUMNS)
+        session.show_all(client.list_routes(vm and client.find_vm(vm)), _COLUMNS)
 
 
 @app.command

@@ -17,7 +17,7 @@ _COLUMNS: Final = ("id", "vm_id", "status", "size_bytes", "stored_bytes", "paren
 def list_snapshots(vm: str, /, *, session: InSession) -> None:
     """List the snapshots of a VM, newest first."""
     with session.client() as client:
-        session.show_all(client.list_snapshots(vm), _COLUMNS)
+        session.show_all(client.list_snapshots(client.find_vm(vm)), _COLUMNS)
 
 
 @app.command

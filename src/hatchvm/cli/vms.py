@@ -10,7 +10,7 @@ from hatchvm.cli.options import Defaults, given
 from hatchvm.cli.session import InSession
 from hatchvm.client.answers import NewVM
 
-app = App(name="vm", help="Create VMs and move them between states.")
+app = App(name="vm", help="Create VMs and move them between states. A VM is named by its id or its name.")
 
 _COLUMNS: Final = ("id", "name", "state", "image_id", "vcpu_count", "mem_mib", "ssh_port", "last_active_at")
 
@@ -58,14 +58,14 @@ def list_vms(*, session: InSession) -> None:
 def get(vm: str, /, *, session: InSession) -> None:
     """Show one VM."""
     with session.client() as client:
-        session.show(client.get_vm(vm))
+        session.show(client.get_vm(client.find_vm(vm)))
 
 
 @app.command
 def delete(vm: str, /, *, session: InSession) -> None:
     """Delete a VM with its routes and snapshots."""
     with session.client() as client:
-        client.delete_vm(vm)
+        client.delete_vm(client.find_vm(vm))
     session.show_deleted(vm)
 
 
@@ -73,21 +73,21 @@ def delete(vm: str, /, *, session: InSession) -> None:
 def stop(vm: str, /, *, session: InSession) -> None:
     """Shut a guest down; its disk stays."""
     with session.client() as client:
-        session.show(client.stop_vm(vm))
+        session.show(client.stop_vm(client.find_vm(vm)))
 
 
 @app.command
 def start(vm: str, /, *, session: InSession) -> None:
     """Boot a stopped VM from its disk."""
     with session.client() as client:
-        session.show(client.start_vm(vm))
+        session.show(client.start_vm(client.find_vm(vm)))
 
 
 @app.command
 def snapshot(vm: str, /, *, session: InSession) -> None:
     """Suspend a running VM into a snapshot."""
     with session.client() as client:
-        session.show(client.snapshot_vm(vm))
+        session.show(client.snapshot_vm(client.find_vm(vm)))
 
 
 @app.command
@@ -100,4 +100,4 @@ def restore(vm: str, /, *, snapshot: str | None = None, session: InSession) -> N
         Snapshot to resume from; the latest if not given.
     """
     with session.client() as client:
-        session.show(client.restore_vm(vm, snapshot))
+        session.show(client.restore_vm(client.find_vm(vm), snapshot))

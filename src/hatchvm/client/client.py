@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self, Unpack, cast
 
+from hatchvm.base.ids import VM as VM_PREFIX
+from hatchvm.base.ids import is_id
 from hatchvm.client.answers import (
     VM,
     Event,
@@ -55,6 +57,13 @@ class Client:
 
     def list_vms(self) -> list[VM]:
         return cast(list[VM], self._call("GET", "vms"))
+
+    def find_vm(self, id_or_name: str) -> str:
+        """The id of the VM that is called so; what has the shape of an id is one."""
+        if is_id(id_or_name, VM_PREFIX):
+            return id_or_name
+        named = [vm["id"] for vm in self.list_vms() if vm["name"] == id_or_name]
+        return named[0] if named else id_or_name
 
     def get_vm(self, vm_id: str) -> VM:
         return cast(VM, self._call("GET", "vms", vm_id))

@@ -6,7 +6,6 @@ root-owned inodes in the order it is told: with fixed UUIDs and times, the same 
 
 from __future__ import annotations
 
-import shlex
 import stat
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -49,7 +48,7 @@ def make(disk: Path, entries: Iterable[Entry], *, size_mib: int, inodes: int, sc
 def _commands(entries: Iterable[Entry], scratch: Path) -> Iterator[str]:
     # `write` and `symlink` take names in the current folder only.
     for folder, members in groupby(entries, key=lambda entry: PurePosixPath(entry.path).parent):
-        yield f"cd {shlex.quote(f'/{folder}')}"
+        yield f"cd /{folder}"
         for entry in members:
             yield from _create(entry, scratch)
 
@@ -62,7 +61,7 @@ def _create(entry: Entry, scratch: Path) -> Iterator[str]:
     elif entry.kind == stat.S_IFLNK:
         yield f"symlink {name} {entry.data.decode()}"
     else:
-        source = scratch / f"{len(list(scratch.iterdir()))}"
+        source = scratch / entry.path.replace("/", ":")
         source.write_bytes(entry.data)
         source.chmod(stat.S_IMODE(entry.mode))
-        yield f"write {source} {name}"
+        yield f'write "{source}" {name}'

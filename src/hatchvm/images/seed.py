@@ -14,7 +14,7 @@ from hatchvm.base.files import write_atomic
 def write_seed(path: Path, *, instance_id: str, hostname: str, user_data: str | None) -> None:
     """Write the disk to `path`, readable by its owner only. `user_data` is what the user gave, or None for nothing.
 
-    The files are `meta-data` and `user-data` in Rock Ridge and Joliet, the volume is `cidata`: cloud-init looks for these.
+    The volume is `cidata`, the files are `meta-data` and `user-data` in Rock Ridge and Joliet, as cloud-init wants.
     """
     # JSON is YAML, and its strings need no further thought.
     meta_data = json.dumps({"instance-id": instance_id, "local-hostname": hostname}) + "\n"

@@ -7,37 +7,41 @@ import shutil
 from collections.abc import Collection
 from typing import Final
 
-from hatchvm.base.errors import Corrupt, Unavailable
+from hatchvm.base.errors import Corrupt, HatchError
 from hatchvm.base.paths import VMPaths
 from hatchvm.domain.image import Image
 from hatchvm.domain.lifecycle import Found, State
 from hatchvm.domain.vm import VM
 from hatchvm.node import pair
 from hatchvm.node.host import Host, plan
+from hatchvm.node.launch import forget_memory
 from hatchvm.ports.vmm import Handle
 
 AT_REST: Final = frozenset({State.STOPPING, State.STOPPED, State.ERROR, State.DELETING})
 
 
 async def adopt(host: Host, vm: VM, image: Image) -> tuple[Found, Handle | None]:
-    """What there is of the VM on this host. A paused guest is resumed: its suspend was cut off, or its wake was done.
+    """What there is of the VM on this host. A paused guest without a saved pair is resumed: its suspend was cut off,
+    or its wake was nearly done. With a pair it is ended: it has not run since, and a pair is simpler than half a process.
 
-    A VM whose row says that it has no process has none afterwards."""
+    A VM whose row says that it has no process has none afterwards, and no saved memory.
+    """
     paths = host.paths.vm(vm.id)
     if vm.state in AT_REST:
         await host.driver.kill_stray(paths)
+        forget_memory(paths)
         return Found.DISK, None
     try:
         handle = await host.driver.adopt(plan(host, vm, image))
-        if handle is not None and paths.waking.exists():
-            await handle.kill()  # it had not run yet: the pair is intact, and simpler than half a wake
-            handle = None
         if handle is not None:
-            pair.spend(paths)
-            if not await handle.running():
-                await handle.resume()
-            return Found.RUNNING, handle
-    except Unavailable:  # alive but deaf, or it ended while we looked
+            runs = await handle.running()
+            if runs or not (paths.saved.exists() or paths.waking.exists()):
+                pair.spend(paths)
+                if not runs:
+                    await handle.resume()
+                return Found.RUNNING, handle
+            await handle.kill()
+    except HatchError:  # alive but deaf, or it ended while we looked
         await host.driver.kill_stray(paths)
     return (Found.SAVED if _usable(host, paths) else Found.DISK), None
 

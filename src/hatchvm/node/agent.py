@@ -41,17 +41,20 @@ class LocalNode:
         await launch.prepare(self._host, vm, image, user_data)
 
     async def boot(self, vm: VM, image: Image) -> None:
+        await self._end(vm.id)
         self._keep(vm.id, await launch.boot(self._host, vm, image))
         await self._expose_ssh(vm)
 
     async def suspend(self, vm: VM, image: Image, wanted: Callable[[], bool]) -> Suspended | None:
         handle = self._handle(vm.id)
-        done = await suspend.suspend(self._host, vm, image, handle, wanted)
+        done = await suspend.save(self._host, vm, image, handle, wanted)
         if done is not None:
             self._live.pop(vm.id, None)
+            await suspend.let_go(handle)
         return done
 
     async def wake(self, vm: VM, image: Image, ports: Collection[int]) -> None:
+        await self._end(vm.id)
         self._keep(vm.id, await wake.wake(self._host, vm, image, ports))
         tasks.supervise(self._expose_ssh(vm), name=f"expose ssh {vm.id}")
 
@@ -62,10 +65,7 @@ class LocalNode:
         launch.forget_memory(self._vm(vm_id))
 
     async def destroy(self, vm_id: str) -> None:
-        handle = self._live.pop(vm_id, None)
-        if handle is not None:
-            await handle.kill()
-        await self._host.driver.kill_stray(self._vm(vm_id))
+        await self._end(vm_id)
         await asyncio.to_thread(shutil.rmtree, self._vm(vm_id).root, ignore_errors=True)
 
     async def upload(self, vm: VM, image: Image, snapshot: Snapshot) -> Sizes:
@@ -108,6 +108,13 @@ class LocalNode:
         if handle is None:
             raise Unavailable("the VM's process is not running")
         return handle
+
+    async def _end(self, vm_id: str) -> None:
+        """Whatever went before: two processes must never share a VM's files."""
+        handle = self._live.pop(vm_id, None)
+        if handle is not None:
+            await handle.kill()
+        await self._host.driver.kill_stray(self._vm(vm_id))
 
     def _keep(self, vm_id: str, handle: Handle) -> None:
         self._live[vm_id] = handle

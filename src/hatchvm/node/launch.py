@@ -6,27 +6,31 @@ import asyncio
 import logging
 import shutil
 
-from hatchvm.base.errors import Exhausted, Unavailable
+from hatchvm.base.errors import Exhausted, HatchError
 from hatchvm.base.paths import VMPaths
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.images.seed import write_seed
 from hatchvm.node import pair
 from hatchvm.node.host import SSH_PORT, Host, plan
+from hatchvm.node.suspend import let_go
 from hatchvm.ports.vmm import Handle
 
 _log = logging.getLogger(__name__)
 
 
 async def prepare(host: Host, vm: VM, image: Image, user_data: str | None) -> None:
-    """Make the VM's folder, seed and disk; on any failure the folder is gone again."""
+    """Make the VM's folder, seed and disk; on any failure the folder is gone again. The disk comes last, and whole."""
     paths = host.paths.vm(vm.id)
     try:
-        paths.root.mkdir(parents=True, mode=0o700)
+        paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         hostname = vm.spec.name or vm.id
         await asyncio.to_thread(write_seed, paths.seed, instance_id=vm.id, hostname=hostname, user_data=user_data)
         if image.boot.rootfs is not None:
-            await host.driver.create_disk(image.boot.rootfs, image.boot.rootfs_format, paths.disk)
+            unfinished = paths.disk.with_suffix(".new")
+            unfinished.unlink(missing_ok=True)
+            await host.driver.create_disk(image.boot.rootfs, image.boot.rootfs_format, unfinished)
+            unfinished.replace(paths.disk)
     except OSError as error:
         shutil.rmtree(paths.root, ignore_errors=True)
         raise Exhausted("no room for the VM's files: the disk is full or not writable", detail=repr(error)) from error
@@ -36,8 +40,10 @@ async def prepare(host: Host, vm: VM, image: Image, user_data: str | None) -> No
 
 
 async def boot(host: Host, vm: VM, image: Image) -> Handle:
-    """Start the guest from its disk with fresh memory."""
+    """Start the guest from its disk with fresh memory. Its parts are made now if a killed daemon left some unmade."""
     paths = host.paths.vm(vm.id)
+    if not paths.seed.exists() or (image.boot.rootfs is not None and not paths.disk.exists()):
+        await prepare(host, vm, image, vm.spec.user_data)
     forget_memory(paths)
     return await host.driver.launch(plan(host, vm, image))
 
@@ -50,8 +56,8 @@ async def halt(handle: Handle, *, timeout_s: float) -> None:
                 await handle.resume()
             await handle.power_button()
             await handle.wait()
-    except (TimeoutError, Unavailable):
-        await handle.quit()
+    except (TimeoutError, HatchError):
+        await let_go(handle)
 
 
 def forget_memory(paths: VMPaths) -> None:
@@ -65,7 +71,8 @@ async def expose_ssh(handle: Handle, vm: VM) -> None:
     """Lead the VM's SSH port on the host to the guest. A port taken by a stranger costs SSH, not the VM."""
     try:
         exposed = vm.ssh_port is not None and await handle.expose(SSH_PORT, vm.ssh_port)
-    except Unavailable:  # it ended meanwhile; whoever watches it knows
+    except HatchError as error:
+        _log.warning("ssh port not exposed", extra={"vm": vm.id, "error": str(error), "detail": error.detail})
         return
     if not exposed:
         _log.warning("ssh port is taken by another process", extra={"vm": vm.id, "ssh_port": vm.ssh_port})

@@ -23,6 +23,7 @@ from typing import Any
 
 from blake3 import blake3
 
+from hatchvm.base import tasks
 from hatchvm.base.errors import Corrupt
 from hatchvm.base.files import sync_dir, sync_file, write_atomic
 from hatchvm.base.paths import VMPaths
@@ -39,9 +40,18 @@ class Saved:
     state_digest: str
     memory_bytes: int
     accepted: frozenset[int]  # guest ports that had accepted a connection
+    source: str | None = None  # the stored snapshot these files were fetched from; None: a suspend here made them
 
 
-def commit(paths: VMPaths, *, stamp: Stamp, accepted: frozenset[int], boot_id: str, synced: bool) -> Saved:
+def commit(
+    paths: VMPaths,
+    *,
+    stamp: Stamp,
+    accepted: frozenset[int],
+    boot_id: str,
+    synced: bool,
+    source: str | None = None,
+) -> Saved:
     """Make what is in the folder a suspended VM. From here on a crash of the daemon loses nothing."""
     saved = Saved(
         boot_id=boot_id,
@@ -50,6 +60,7 @@ def commit(paths: VMPaths, *, stamp: Stamp, accepted: frozenset[int], boot_id: s
         state_digest=_digest(paths.state),
         memory_bytes=paths.memory.stat().st_size,
         accepted=accepted,
+        source=source,
     )
     _write(paths.saved, saved, durable=synced)
     return saved
@@ -93,18 +104,26 @@ def spend(paths: VMPaths) -> None:
 
 
 def put_back(paths: VMPaths, saved: Saved) -> None:
-    """The wake failed before the guest ran: it is saved as before."""
-    _write(paths.saved, saved, durable=saved.synced)
-    paths.waking.unlink(missing_ok=True)
+    """The wake failed before the guest ran: it is saved as before. Renaming works on a full disk, too."""
+    try:
+        paths.waking.replace(paths.saved)
+    except FileNotFoundError:
+        if not paths.saved.exists():
+            _write(paths.saved, saved, durable=False)
+    if saved.synced:
+        sync_dir(paths.root)
 
 
 async def sync(paths: VMPaths, saved: Saved) -> Saved:
-    """Bring the files to disk, then say so in the marker. Takes as long as the disk needs; the guest does not wait."""
+    """Bring the files to disk, then say so in the marker. Takes as long as the disk needs; the guest does not wait.
+
+    A wake may cut it short, but not while the marker is written: it would come back after the wake had spent it.
+    """
     for path in (paths.memory, paths.state, paths.disk):
         if path.exists():
             await asyncio.to_thread(sync_file, path)
     synced = replace(saved, synced=True)
-    await asyncio.to_thread(_write, paths.saved, synced, durable=True)
+    await tasks.finish(asyncio.to_thread(_write, paths.saved, synced, durable=True), name="mark as synced")
     return synced
 
 

@@ -1,10 +1,10 @@
 """Pause, save, let go: the one sequence in which a guest stands still.
 
-    pause ── capture device state ── commit the pair ── (last look) ── quit the VMM
+    pause ── capture device state ── commit the pair ── (last look) ── end the VMM
 
 Between any two steps somebody may want the VM; then it is resumed at once and never knew. The last look comes right
-before the VMM is told to quit; whoever comes later finds a saved VM and wakes it. Memory is not copied: it is a file
-already. Killed anywhere, a restarted daemon finds either a live process (and resumes it) or a committed pair.
+before the VMM is ended; whoever comes later finds a saved VM and wakes it. Memory is not copied: it is a file
+already. Killed anywhere, a restarted daemon finds either a live process or a committed pair.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from hatchvm.base.errors import Exhausted
+from hatchvm.base.errors import Exhausted, HatchError
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.node import pair
@@ -21,8 +21,8 @@ from hatchvm.ports.node import Suspended
 from hatchvm.ports.vmm import Handle
 
 
-async def suspend(host: Host, vm: VM, image: Image, handle: Handle, wanted: Callable[[], bool]) -> Suspended | None:
-    """Save the VM and end its process; None if it was wanted in between and runs on. See `ports.node.Node.suspend`."""
+async def save(host: Host, vm: VM, image: Image, handle: Handle, wanted: Callable[[], bool]) -> Suspended | None:
+    """Everything up to the last look; None if the VM was wanted and runs on. See `ports.node.Node.suspend`."""
     paths = host.paths.vm(vm.id)
     stamp = await host.driver.stamp(plan(host, vm, image))
     if wanted():
@@ -47,12 +47,25 @@ async def suspend(host: Host, vm: VM, image: Image, handle: Handle, wanted: Call
     if taken_back:
         await _take_back(host, vm, handle)
         return None
-    pause_s = time.monotonic() - paused_at
-    await handle.quit()
-    return Suspended(pause_s)
+    return Suspended(time.monotonic() - paused_at)
+
+
+async def let_go(handle: Handle) -> None:
+    """End a VMM whose guest is saved, politely if it listens."""
+    try:
+        await handle.quit()
+    except HatchError:
+        await handle.kill()
 
 
 async def _take_back(host: Host, vm: VM, handle: Handle) -> None:
-    """Let the guest run on. The marker goes first: a saved VM must never be one whose guest ran on."""
+    """Let the guest run on. The marker goes first: a saved VM must never be one whose guest ran on.
+
+    A VMM that does not obey is ended: a guest that stands still for ever must not pass for a running one.
+    """
     pair.spend(host.paths.vm(vm.id))
-    await handle.resume()
+    try:
+        await handle.resume()
+    except HatchError:
+        await handle.kill()
+        raise

@@ -1,7 +1,8 @@
 """Resume a saved VM: map its memory file, load its device state, let it run.
 
 The announcement of the wake goes to disk while the VMM starts, so that the guest need not wait for either. The pair is
-spent right before the guest runs; until then every failure puts it back untouched.
+spent right before the guest runs; until then every failure puts it back untouched. Once it is spent a timeout comes too
+late: the guest may run already.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ import asyncio
 from collections.abc import Collection
 
 from hatchvm.base import tasks
-from hatchvm.base.errors import Corrupt, Unsupported
+from hatchvm.base.errors import Corrupt, Exhausted, HatchError, Unsupported
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.node import pair
 from hatchvm.node.host import Host, plan
 from hatchvm.ports.vmm import Handle
+from hatchvm.snapshots.workers import outlast
 
 
 async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Handle:
@@ -34,15 +36,33 @@ async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Hand
     try:
         handle = await host.driver.restore(launch_plan)
     except BaseException:
-        await asyncio.wait([announced])
+        await outlast([announced])
         pair.put_back(paths, saved)
         raise
+    await outlast([announced])
     try:
-        await announced
+        announced.result()
+        pair.spend(paths)
     except OSError as error:
         await handle.kill()
         pair.put_back(paths, saved)
-        raise Corrupt("the wake could not be written down: is the disk full?", detail=repr(error)) from error
-    pair.spend(paths)
-    await handle.resume()
+        raise Exhausted("the wake could not be written down: the disk is full or failing", detail=repr(error)) from error
+    resumed = tasks.spawn(handle.resume(), name=f"resume {vm.id}")
+    await outlast([resumed])
+    try:
+        resumed.result()
+    except HatchError:
+        if await _end(handle):
+            pair.put_back(paths, saved)
+        raise
     return handle
+
+
+async def _end(handle: Handle) -> bool:
+    """End a VMM that did not resume its guest; True if the guest surely never ran."""
+    try:
+        stood_still = not await handle.running()
+    except HatchError:
+        stood_still = False
+    await handle.kill()
+    return stood_still

@@ -6,8 +6,8 @@
 #
 # In a value `\` becomes `\\`, a line end `\n` and a tab `\t`; null is empty. An empty collection is no line at all.
 # Understood: block and flow mappings and sequences, plain, quoted and block scalars, comments. Anything else (anchors,
-# aliases, tags, `? ` keys, tabs as indentation, a second document) prints `line N: why` on stderr and ends with status 1
-# without output: half a configuration would be worse than none.
+# aliases, tags, `? ` keys, tabs as indentation, a second document) prints `line N: why` on stderr, nothing on stdout,
+# and ends with status 1: half a configuration would be worse than none.
 #
 # `at` is the line being read. What may go on over lines (quotes, brackets) is read from `buf` at `pos`, and `pull` adds
 # the next line to it.
@@ -132,7 +132,7 @@ function value(text, indent, path) {
         buf = text
         pos = 1
         flow(path)
-        if (!failed && substr(buf, pos) !~ /^[ \t]*$/ && substr(buf, pos) !~ /^[ \t]+#/) fail("text after the end of the value")
+        if (!failed && substr(buf, pos) !~ /^[ \t]*([ \t]#.*)?$/) fail("text after the end of the value")
         at++
     } else plain(text, indent, path)
 }
@@ -294,7 +294,9 @@ function code_point(digits,    number, n, digit) {
         number = number * 16 + digit - 1
     }
     if (number < 128) return sprintf("%c", number)
-    if (number < 2048) return sprintf("%c%c", 192 + number / 64, 128 + number % 64)
-    if (number < 65536) return sprintf("%c%c%c", 224 + number / 4096, 128 + int(number / 64) % 64, 128 + number % 64)
-    return sprintf("%c%c%c%c", 240 + number / 262144, 128 + int(number / 4096) % 64, 128 + int(number / 64) % 64, 128 + number % 64)
+    if (number < 2048) return sprintf("%c", 192 + number / 64) tail_byte(number)
+    if (number < 65536) return sprintf("%c", 224 + number / 4096) tail_byte(number / 64) tail_byte(number)
+    return sprintf("%c", 240 + number / 262144) tail_byte(number / 4096) tail_byte(number / 64) tail_byte(number)
 }
+
+function tail_byte(number) { return sprintf("%c", 128 + int(number) % 64) }
