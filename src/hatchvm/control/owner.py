@@ -18,10 +18,10 @@ import structlog
 
 from hatchvm.base import tasks
 from hatchvm.base.clock import Clock
-from hatchvm.base.errors import Exhausted, HatchError, NotFound, Unavailable
+from hatchvm.base.errors import HatchError, NotFound
 from hatchvm.control.activity import Activity
 from hatchvm.control.events import Bus
-from hatchvm.domain.lifecycle import Event, State, advance
+from hatchvm.domain.lifecycle import TARGET, Event, State, advance
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM
 from hatchvm.ports.store import Store, Tx
@@ -46,6 +46,8 @@ class Owner:
         self.upload: asyncio.Task[None] | None = None
         #: The wake under way, which every asker shares.
         self.waking: asyncio.Task[None] | None = None
+        #: How many processes were started for it: whose end is reported may not be the one that runs now.
+        self.runs = 0
         #: Monotonic time of the last change of state.
         self.since = clock.monotonic()
         #: Monotonic time before which a broken wake is not tried again.
@@ -55,6 +57,7 @@ class Owner:
         self._clock = clock
         self._turn = asyncio.Lock()
         self._verbs = 0
+        self._owed: list[Also] = []
 
     @property
     def busy(self) -> bool:
@@ -73,7 +76,13 @@ class Owner:
                 async with self._turn:
                     if self.gone:
                         raise NotFound("vm not found")
-                    return await verb()
+                    try:
+                        return await verb()
+                    except asyncio.CancelledError:
+                        raise  # the daemon ends; the next one finds out from the host how far this came
+                    except BaseException:
+                        await self._leave_no_half_way()
+                        raise
             finally:
                 self._verbs -= 1
 
@@ -93,12 +102,14 @@ class Owner:
     async def settle(self, event: Event, *, reason: str = "", also: Also | None = None, **changes: Any) -> VM:
         """Like `move`, for what has already happened on the host: it is true even if it cannot be written now.
 
-        The row then follows with the next move; a restart would find out from the host.
+        The row then follows with the next move, and `also` with it; a restart would find out from the host.
         """
         state = advance(self.vm.state, event)
         try:
             return await self._write(state, f"vm.{event.value}", reason, also, changes)
-        except (Exhausted, Unavailable) as error:
+        except HatchError as error:
+            if also is not None:
+                self._owed.append(also)
             _log.error(logs.STORE_BEHIND, vm=self.vm.id, state=state, error=str(error), detail=error.detail)
             self.vm = self._next(state, reason, changes)
             self.since = self._clock.monotonic()
@@ -123,14 +134,22 @@ class Owner:
         before, after = self.vm, self._next(state, reason, changes)
         async with self._store.begin() as tx:
             after = await tx.vms.update(after)
-            if also is not None:
-                await also(tx)
+            for further in [*self._owed, *([also] if also is not None else [])]:
+                await further(tx)
         self.vm = after
+        self._owed.clear()
+        if state in (State.STARTING, State.RESTORING):
+            self.runs += 1
         if before.state is not state:
             self.since = self._clock.monotonic()
         _log.debug(logs.VM_STATE, vm=after.id, before=before.state, after=after.state, reason=reason)
         self._bus.publish(kind, after)
         return after
+
+    async def _leave_no_half_way(self) -> None:
+        """A verb ends in a stable state. One that does not is a bug, which must not take the VM with it."""
+        if not self.gone and self.vm.state in TARGET:
+            await self.settle(Event.FAIL, reason="Hatch failed in the middle of a change; its log tells more")
 
     async def idle(self, timeout_s: float) -> None:
         """Return when no verb runs or waits, or after the timeout."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import structlog
 
 from hatchvm.base.errors import HatchError
 from hatchvm.control.context import Context
 from hatchvm.control.owner import Owner
 from hatchvm.control.vms import delete, upload
-from hatchvm.control.vms.wake import newest_snapshot
 from hatchvm.domain.lifecycle import Found, State, recovered
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
+from hatchvm.domain.vm import VM
 from hatchvm.telemetry import logs
 
 _log = structlog.get_logger()
@@ -25,15 +27,14 @@ async def reconcile(ctx: Context) -> None:
     if swept:
         _log.info(logs.SWEPT, vms=swept)
     for vm in vms:
-        await _recover(ctx, ctx.own(vm))
+        owner = ctx.own(vm)
+        await owner.do(partial(_recover, ctx, owner), name="recover")
 
 
 async def _recover(ctx: Context, owner: Owner) -> None:
     vm = owner.vm
     found = await ctx.node.adopt(vm, await ctx.image_of(vm))
-    newest = await newest_snapshot(ctx, vm.id)
-    if newest is not None and newest.status is SnapshotStatus.PENDING:
-        newest = await _settle_pending(ctx, newest)
+    newest = await _newest(ctx, vm)
     stored = newest is not None and newest.status is SnapshotStatus.COMMITTED
     state, reason = recovered(vm.state, found, stored=stored)
     if state is not vm.state:
@@ -45,6 +46,17 @@ async def _recover(ctx: Context, owner: Owner) -> None:
         owner.start(lambda: delete.destroy(ctx, owner), name="delete")
     elif newest is not None and newest.status is SnapshotStatus.PENDING:
         await _resume_upload(ctx, owner, newest, possible=found is Found.SAVED and state is State.SNAPSHOTTED)
+
+
+async def _newest(ctx: Context, vm: VM) -> Snapshot | None:
+    """The newest snapshot. An older one that is still not committed will never be: its memory has moved on."""
+    async with ctx.store.begin() as tx:
+        rows = await tx.snapshots.list_for_vm(vm.id)
+    settled = [await _settle_pending(ctx, row) if row.status is SnapshotStatus.PENDING else row for row in rows]
+    for older in settled[1:]:
+        if older.status is SnapshotStatus.PENDING:
+            await _drop(ctx, older)
+    return settled[0] if settled else None
 
 
 async def _settle_pending(ctx: Context, snapshot: Snapshot) -> Snapshot:
@@ -60,5 +72,9 @@ async def _resume_upload(ctx: Context, owner: Owner, snapshot: Snapshot, *, poss
     if possible:
         upload.begin(ctx, owner, snapshot)
         return
+    await _drop(ctx, snapshot)
+
+
+async def _drop(ctx: Context, snapshot: Snapshot) -> None:
     async with ctx.store.begin() as tx:
         await tx.snapshots.delete(snapshot.id)

@@ -22,7 +22,7 @@ AT_REST: Final = frozenset({State.STOPPING, State.STOPPED, State.ERROR, State.DE
 
 async def adopt(host: Host, vm: VM, image: Image) -> tuple[Found, Handle | None]:
     """What there is of the VM on this host. A paused guest without a saved pair is resumed: its suspend was cut off,
-    or its wake was nearly done. With a pair it is ended: it has not run since, and a pair is simpler than half a process.
+    or its wake was nearly done. With a pair it is ended: it has not run since, and its wake is like any other.
 
     A VM whose row says that it has no process has none afterwards, and no saved memory.
     """

@@ -9,13 +9,12 @@ from collections.abc import Callable, Collection
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Unavailable
-from hatchvm.base.files import allocated_bytes
 from hatchvm.base.paths import DataPaths, VMPaths
 from hatchvm.domain.image import Image
 from hatchvm.domain.lifecycle import Found
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM
-from hatchvm.node import adopt, launch, storage, suspend, wake
+from hatchvm.node import adopt, console, launch, storage, suspend, wake
 from hatchvm.node.host import Host
 from hatchvm.ports.node import OnExit, Sizes, Suspended
 from hatchvm.ports.vmm import Driver, Handle
@@ -96,9 +95,9 @@ class LocalNode:
     async def dial(self, vm_id: str, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         return await self._handle(vm_id).dial(port, patient_until=patient_until, deadline=deadline)
 
-    def suspended_bytes(self, vm_id: str) -> int:
-        paths = self._vm(vm_id)
-        return sum(map(allocated_bytes, (paths.memory, paths.state, paths.disk)))
+    async def tidy(self) -> None:
+        for vm_id in list(self._live):
+            console.trim(self._vm(vm_id))
 
     def _vm(self, vm_id: str) -> VMPaths:
         return self._host.paths.vm(vm_id)

@@ -7,7 +7,9 @@ import logging
 import shutil
 
 from hatchvm.base.errors import Exhausted, HatchError
+from hatchvm.base.files import allocated_bytes
 from hatchvm.base.paths import VMPaths
+from hatchvm.base.units import MIB, format_bytes
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.images.seed import write_seed
@@ -39,12 +41,26 @@ async def prepare(host: Host, vm: VM, image: Image, user_data: str | None) -> No
         raise
 
 
+def ensure_room(paths: VMPaths, mem_mib: int) -> None:
+    """A guest that touches memory for which the disk has no room is killed by the kernel: refuse to start it instead.
+
+    Raises Exhausted. What other guests have not touched yet is not counted.
+    """
+    wanted = mem_mib * MIB - allocated_bytes(paths.memory)
+    free = shutil.disk_usage(paths.root).free
+    if wanted > free:
+        raise Exhausted(
+            f"the disk has {format_bytes(free)} free; the VM's memory may need {format_bytes(wanted)}: make room"
+        )
+
+
 async def boot(host: Host, vm: VM, image: Image) -> Handle:
     """Start the guest from its disk with fresh memory. Its parts are made now if a killed daemon left some unmade."""
     paths = host.paths.vm(vm.id)
     if not paths.seed.exists() or (image.boot.rootfs is not None and not paths.disk.exists()):
         await prepare(host, vm, image, vm.spec.user_data)
     forget_memory(paths)
+    ensure_room(paths, vm.spec.mem_mib)
     return await host.driver.launch(plan(host, vm, image))
 
 

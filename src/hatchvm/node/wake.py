@@ -16,6 +16,7 @@ from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.node import pair
 from hatchvm.node.host import Host, plan
+from hatchvm.node.launch import ensure_room
 from hatchvm.ports.vmm import Handle
 from hatchvm.snapshots.workers import outlast
 
@@ -30,6 +31,7 @@ async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Hand
     difference = saved.stamp.difference(await host.driver.stamp(launch_plan))
     if difference is not None:
         raise Unsupported(f"the saved VM does not fit this host: {difference}; stop it, then start it from its disk")
+    ensure_room(paths, vm.spec.mem_mib)
     announced = tasks.spawn(
         asyncio.to_thread(pair.begin_wake, paths, saved, host.boot_id), name=f"announce wake {vm.id}"
     )
@@ -46,7 +48,9 @@ async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Hand
     except OSError as error:
         await handle.kill()
         pair.put_back(paths, saved)
-        raise Exhausted("the wake could not be written down: the disk is full or failing", detail=repr(error)) from error
+        raise Exhausted(
+            "the wake could not be written down: the disk is full or failing", detail=repr(error)
+        ) from error
     resumed = tasks.spawn(handle.resume(), name=f"resume {vm.id}")
     await outlast([resumed])
     try:

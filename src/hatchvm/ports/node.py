@@ -88,5 +88,5 @@ class Node(Protocol):
     async def dial(self, vm_id: str, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         """See `vmm.Handle.dial`. Raises Unavailable if no process runs."""
 
-    def suspended_bytes(self, vm_id: str) -> int:
-        """Bytes that the VM's memory, state and disk take on this host."""
+    async def tidy(self) -> None:
+        """Keep what running guests leave on the host within bounds. To be called every few seconds."""

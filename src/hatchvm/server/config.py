@@ -103,8 +103,12 @@ class Config(BaseSettings):
     log_format: Literal["json", "console"] | None = None
     node_id: str = Field(default_factory=socket.gethostname)
 
+    s3_bucket: str | None = None
+
     @model_validator(mode="after")
     def _consistent(self) -> Config:
+        if self.s3_bucket is not None:
+            raise ValueError("HATCH_S3_BUCKET: this version stores snapshots in a directory only; unset it")
         if self.ssh_port_min > self.ssh_port_max:
             raise ValueError("HATCH_SSH_PORT_MIN is above HATCH_SSH_PORT_MAX")
         return self

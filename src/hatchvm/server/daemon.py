@@ -30,6 +30,7 @@ _log = structlog.get_logger()
 #: How long open API calls and sequences (a suspend, a wake) may take to end when the daemon is told to go.
 _GRACE_S: Final = 10
 _BACKLOG: Final = 2048
+_TIDY_S: Final = 5.0
 
 Say = Callable[[str], None]
 
@@ -66,11 +67,15 @@ async def running(config: Config, *, say: Say) -> AsyncIterator[asyncio.Task[Non
         await reconcile(built.ctx)
         _export_gauges(built)
         async with _doors(built, config, say) as api:
-            monitor = tasks.supervise(built.idle.run(), name="idle monitor")
+            duties = [
+                tasks.supervise(built.idle.run(), name="idle monitor"),
+                tasks.supervise(_tidy(built), name="tidy"),
+            ]
             try:
                 yield api
             finally:
-                await tasks.cancel_and_wait(monitor)
+                for duty in duties:
+                    await tasks.cancel_and_wait(duty)
         await _settle(built)
     finally:
         await built.store.close()
@@ -102,6 +107,7 @@ async def _doors(built: Built, config: Config, say: Say) -> AsyncIterator[asynci
         api_port = listener.getsockname()[1]
         server = _API(_api_settings(built, base_url(config, proxy_port)))
         task = tasks.spawn(server.serve(sockets=[listener]), name="api")
+        forgetting = tasks.supervise(_forget_sleepers(built, proxy), name="forget sleepers")
         _log.info(logs.STARTED, api_port=api_port, proxy_port=proxy_port, pid=os.getpid())
         say(f"Hatch serves its API on http://{config.http_addr[0]}:{api_port} (docs: /docs)")
         say(f"and your VMs on {base_url(config, proxy_port)('<subdomain>')}")
@@ -110,6 +116,7 @@ async def _doors(built: Built, config: Config, say: Say) -> AsyncIterator[asynci
         finally:
             server.should_exit = True
             await asyncio.wait([task])
+            await tasks.cancel_and_wait(forgetting)
             await proxy.close()
 
 
@@ -146,6 +153,19 @@ async def _settle(built: Built) -> None:
             await tasks.cancel_and_wait(owner.upload)
         await owner.idle(_GRACE_S)
     await built.idle.flush()
+
+
+async def _forget_sleepers(built: Built, proxy: ProxyServer) -> None:
+    """Connections to a VM's ports end with its process; so does the proxy's memory of them."""
+    async for event in built.ctx.bus.subscribe(None):
+        if event.state is not State.RUNNING:
+            proxy.forget(event.vm_id)
+
+
+async def _tidy(built: Built) -> None:
+    while True:
+        await asyncio.sleep(_TIDY_S)
+        await built.ctx.node.tidy()
 
 
 def _export_gauges(built: Built) -> None:

@@ -27,7 +27,7 @@ from hatchvm.domain.image import DiskFormat
 from hatchvm.domain.snapshot import Stamp
 from hatchvm.ports.vmm import Exit, LaunchPlan
 
-#: Called before each step of a driver or handle (`pause`), and after it (`pause done`); may raise, wait, or never return.
+#: Called before each step of a driver or handle (`pause`) and after it (`pause done`); may raise or wait.
 Hook = Callable[[str], Awaitable[None]]
 
 _BLOCK: Final = 4096
@@ -167,8 +167,10 @@ class FakeHandle:
         self._machines.read(self.pid)
         loop = asyncio.get_running_loop()
         while (answer := self._machines.ports.get(port)) != OPEN and port not in self._accepted:
-            if loop.time() >= (deadline if answer == SILENT else min(patient_until, deadline)):
-                raise UpstreamTimeout("upstream timed out") if answer == SILENT else Upstream("upstream refused connection")
+            if answer == SILENT and loop.time() >= deadline:
+                raise UpstreamTimeout("upstream timed out")
+            if answer is None and loop.time() >= min(patient_until, deadline):
+                raise Upstream("upstream refused connection")
             await asyncio.sleep(_LOOK_S)
         self._accepted.add(port)
         ours, theirs = socket.socketpair()
@@ -195,7 +197,9 @@ class FakeHandle:
         loaded = process.pop("loaded", None)
         memory, disk = self._files()
         if loaded is not None and (loaded["memory"], loaded["disk"]) != (memory, disk):
-            self._machines.violated(f"{self._plan.vm_id} resumed from state that does not fit: {loaded} {memory} {disk}")
+            self._machines.violated(
+                f"{self._plan.vm_id} resumed with state {loaded}, memory {memory}, disk {disk}"
+            )
         self._tick()
         self._machines.write(self.pid, process | {"running": running})
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 
 import structlog
 
-from hatchvm.base import ids
-from hatchvm.base.errors import Conflict
+from hatchvm.base import ids, tasks
+from hatchvm.base.errors import Conflict, HatchError
 from hatchvm.control.context import Context
 from hatchvm.control.owner import Owner
 from hatchvm.domain import addressing, admission
@@ -33,7 +33,11 @@ class _Sources:
 
 
 async def create(ctx: Context, new: NewVM) -> VM:
-    """A running VM. See `ports.house.VMs.create`."""
+    """A running VM. See `ports.house.VMs.create`. A client that hangs up leaves it to be made all the same."""
+    return await tasks.finish(_create(ctx, new), name="create")
+
+
+async def _create(ctx: Context, new: NewVM) -> VM:
     async with ctx.store.begin() as tx:
         sources = await _look_up(ctx, tx, new)
         vm = _decide(ctx, sources)
@@ -97,10 +101,19 @@ async def _start(ctx: Context, owner: Owner, sources: _Sources) -> VM:
         else:
             await ctx.node.fetch(vm, sources.image, sources.snapshot)
             await ctx.node.wake(vm, sources.image, ())
-    except BaseException:
+    except BaseException as error:
         await ctx.node.destroy(vm.id)
-        await owner.forget()
-        ctx.owners.remove(vm.id)
+        await _forget(ctx, owner, error)
         raise
     _log.info(logs.VM_CREATED, vm=vm.id, image=sources.image.name or sources.image.id)
     return await owner.settle(Event.BOOTED)
+
+
+async def _forget(ctx: Context, owner: Owner, error: BaseException) -> None:
+    """If not even the row can be removed now, it says what happened; it can be deleted later."""
+    try:
+        await owner.forget()
+    except HatchError:
+        await owner.settle(Event.FAIL, reason=f"create failed: {error}")
+    else:
+        ctx.owners.remove(owner.vm.id)

@@ -20,11 +20,11 @@ async def stop(ctx: Context, vm_id: str) -> VM:
     owner = ctx.owners.get(vm_id)
 
     async def verb() -> VM:
-        await owner.move(Event.STOP, also=upload.forget(owner.pending))
-        await upload.stop(owner)
-        owner.pending = None
+        await owner.move(Event.STOP)
+        pending = await upload.stop(owner)
         await ctx.node.halt(vm_id, timeout_s=ctx.settings.halt_s)
-        return await owner.settle(Event.HALTED)
+        owner.pending = None
+        return await owner.settle(Event.HALTED, also=upload.forget(pending))
 
     return await owner.do(verb, name="stop")
 
@@ -46,14 +46,17 @@ async def start(ctx: Context, vm_id: str) -> VM:
 
 
 def ended(ctx: Context, vm_id: str, exit_: Exit) -> None:
-    """A VMM ended that nobody asked to end. Its VM is stopped if the guest did it, in error if it crashed."""
+    """A VMM ended that nobody asked to end. Its VM is stopped if the guest did it, in error if it crashed.
+
+    When its turn comes another process may run already: the VM was saved, and woken again.
+    """
     owner = ctx.owners.find(vm_id)
     if owner is None:
         return
-    started = owner.vm.started_at
+    run = owner.runs
 
     async def verb() -> None:
-        if owner.vm.state is not State.RUNNING or owner.vm.started_at != started:
+        if owner.vm.state is not State.RUNNING or owner.runs != run:
             return
         _log.warning(logs.VM_ENDED, vm=vm_id, reason=exit_.reason)
         await ctx.node.halt(vm_id, timeout_s=0)

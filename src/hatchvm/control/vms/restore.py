@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from hatchvm.base.errors import Conflict, HatchError, NotFound, Unavailable
 from hatchvm.control.context import Context
 from hatchvm.control.owner import Owner
 from hatchvm.control.vms import upload
-from hatchvm.control.vms.wake import need, newest_snapshot
+from hatchvm.control.vms.wake import need
 from hatchvm.domain.lifecycle import Event, State, advance
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 from hatchvm.domain.vm import VM
+
+_ASLEEP: Final = frozenset({State.SUSPENDING, State.SNAPSHOTTED, State.RESTORING})
 
 
 async def restore(ctx: Context, vm_id: str, snapshot_id: str | None) -> VM:
     """See `ports.house.VMs.restore`. The latest state of a sleeping VM is a wake, shared with whoever else asks."""
     owner = ctx.owners.get(vm_id)
-    newest = await newest_snapshot(ctx, vm_id)
-    latest = snapshot_id is None or (newest is not None and newest.id == snapshot_id)
-    if latest and owner.vm.state in (State.SNAPSHOTTED, State.RESTORING, State.SUSPENDING):
+    # A stored snapshot that was asked for by name is fetched, whatever this host has: an earlier restore may have
+    # replaced the VM's own memory by another snapshot's.
+    being_stored = owner.pending is not None and owner.pending.id == snapshot_id
+    if (snapshot_id is None or being_stored) and owner.vm.state in _ASLEEP:
         owner.activity.want()
         await need(ctx, vm_id, reason="api", timeout_s=ctx.settings.wake_timeout_s)
         return owner.vm
@@ -51,6 +55,7 @@ async def _from_snapshot(ctx: Context, owner: Owner, snapshot_id: str | None) ->
             raise
         raise Unavailable(f"restore failed: {why}") from error
     owner.pending = None
+    owner.retry_at = 0.0
     return await owner.settle(Event.RESTORED, wake_failures=0, also=upload.forget(pending))
 
 

@@ -16,6 +16,7 @@ from hatchvm.control.vms import upload
 from hatchvm.domain.lifecycle import Event, advance
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 from hatchvm.domain.vm import VM
+from hatchvm.snapshots.layout import SnapshotKeys
 from hatchvm.telemetry import logs, metrics
 
 _log = structlog.get_logger()
@@ -75,7 +76,7 @@ async def suspend(ctx: Context, owner: Owner) -> asyncio.Future[Snapshot]:
 def _row(vm: VM, now: datetime) -> Snapshot:
     """A pending snapshot of a VM that was just suspended. `vm_config` is what a copy of it needs."""
     snapshot_id = ids.new(ids.SNAPSHOT)
-    prefix = f"snapshots/{vm.id}/{snapshot_id}"
+    keys = SnapshotKeys(vm.id, snapshot_id)
     spec = vm.spec
     config = {
         "image_id": spec.image_id,
@@ -90,9 +91,9 @@ def _row(vm: VM, now: datetime) -> Snapshot:
         id=snapshot_id,
         vm_id=vm.id,
         status=SnapshotStatus.PENDING,
-        state_key=f"{prefix}/state",
-        memory_key=f"{prefix}/memory",
-        disk_key=f"{prefix}/disk",
+        state_key=keys.state,
+        memory_key=keys.memory,
+        disk_key=keys.disk,
         vm_config=json.dumps(config, sort_keys=True),
         created_at=now,
     )

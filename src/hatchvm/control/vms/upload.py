@@ -31,6 +31,7 @@ def begin(ctx: Context, owner: Owner, snapshot: Snapshot) -> asyncio.Future[Snap
     first.add_done_callback(lambda future: future.cancelled() or future.exception())
     owner.pending = snapshot
     owner.upload = tasks.spawn(_upload(ctx, owner, snapshot, first), name=f"upload {snapshot.id}")
+    owner.upload.add_done_callback(lambda _: _cut_short(first))
     return first
 
 
@@ -51,27 +52,35 @@ def forget(snapshot: Snapshot | None) -> Callable[[Tx], Awaitable[None]] | None:
 
 async def _upload(ctx: Context, owner: Owner, snapshot: Snapshot, first: asyncio.Future[Snapshot]) -> None:
     failures = 0
+    while True:
+        try:
+            sizes = await _store(ctx, owner, snapshot)
+            await tasks.finish(_committed(ctx, owner, snapshot, sizes, first), name=f"commit {snapshot.id}")
+            return
+        except HatchError as error:
+            failures += 1
+            await _failed(ctx, snapshot, error, failures)
+            if not first.done():
+                first.set_exception(_kept(error))
+            if isinstance(error, Corrupt):
+                return  # what is to be stored is gone: no retry brings it back
+        await asyncio.sleep(backoff.delay_s(failures))
+
+
+async def _store(ctx: Context, owner: Owner, snapshot: Snapshot) -> Sizes:
     try:
-        while True:
-            try:
-                sizes = await ctx.node.upload(owner.vm, await ctx.image_of(owner.vm), snapshot)
-                break
-            except HatchError as error:
-                failures += 1
-                await _failed(ctx, snapshot, error, failures)
-                if not first.done():
-                    first.set_exception(_kept(error))
-                if isinstance(error, Corrupt):
-                    return  # what is to be stored is gone: no retry brings it back
-            await asyncio.sleep(backoff.delay_s(failures))
-        stored = await tasks.finish(_committed(ctx, owner, snapshot, sizes), name=f"commit {snapshot.id}")
-        if not first.done():
-            first.set_result(stored)
-    finally:
-        if not first.done():
-            first.set_exception(
-                Conflict("a request woke the vm before its snapshot was stored; it runs on, nothing is lost")
-            )
+        return await ctx.node.upload(owner.vm, await ctx.image_of(owner.vm), snapshot)
+    except Conflict:
+        sizes = await ctx.node.committed(snapshot)
+        if sizes is None:
+            raise
+        return sizes  # an earlier attempt got that far, and only its row could not be written
+
+
+def _cut_short(first: asyncio.Future[Snapshot]) -> None:
+    if not first.done():
+        sentence = "a request woke the vm before its snapshot was stored; it runs on, nothing is lost"
+        first.set_exception(Conflict(sentence))
 
 
 async def record(ctx: Context, snapshot: Snapshot, sizes: Sizes) -> Snapshot:
@@ -88,29 +97,31 @@ async def record(ctx: Context, snapshot: Snapshot, sizes: Sizes) -> Snapshot:
     return stored
 
 
-async def _committed(ctx: Context, owner: Owner, snapshot: Snapshot, sizes: Sizes) -> Snapshot:
+async def _committed(
+    ctx: Context, owner: Owner, snapshot: Snapshot, sizes: Sizes, first: asyncio.Future[Snapshot]
+) -> None:
     stored = await record(ctx, snapshot, sizes)
     owner.pending = None
     metrics.UPLOADS.labels("ok").inc()
     metrics.STORED_BYTES.inc(sizes.stored_bytes)
     _log.info(logs.SNAPSHOT_STORED, vm=owner.vm.id, snapshot=stored.id, stored_bytes=sizes.stored_bytes)
+    if not first.done():
+        first.set_result(stored)
     await _retain(ctx, owner)
-    return stored
 
 
 async def _retain(ctx: Context, owner: Owner) -> None:
     """Keep the newest committed snapshots; a failure to remove an old one is retried after the next upload."""
-    async with ctx.store.begin() as tx:
-        rows = await tx.snapshots.list_for_vm(owner.vm.id)
-    committed = [row for row in rows if row.status is SnapshotStatus.COMMITTED]
-    for old in committed[ctx.settings.snapshot_keep :]:
-        try:
-            await ctx.node.discard(old)
-        except HatchError as error:
-            _log.warning(logs.SNAPSHOT_NOT_REMOVED, vm=owner.vm.id, snapshot=old.id, error=str(error))
-            return
+    try:
         async with ctx.store.begin() as tx:
-            await tx.snapshots.delete(old.id)
+            rows = await tx.snapshots.list_for_vm(owner.vm.id)
+        committed = [row for row in rows if row.status is SnapshotStatus.COMMITTED]
+        for old in committed[ctx.settings.snapshot_keep :]:
+            await ctx.node.discard(old)
+            async with ctx.store.begin() as tx:
+                await tx.snapshots.delete(old.id)
+    except HatchError as error:
+        _log.warning(logs.SNAPSHOT_NOT_REMOVED, vm=owner.vm.id, error=str(error), detail=error.detail)
 
 
 async def _failed(ctx: Context, snapshot: Snapshot, error: HatchError, failures: int) -> None:
@@ -123,11 +134,16 @@ async def _failed(ctx: Context, snapshot: Snapshot, error: HatchError, failures:
         detail=error.detail,
         failures=failures,
     )
-    async with ctx.store.begin() as tx:
-        await tx.snapshots.update(replace(snapshot, error=str(error)))
+    try:
+        async with ctx.store.begin() as tx:
+            await tx.snapshots.update(replace(snapshot, error=str(error)))
+    except HatchError as behind:
+        _log.error(logs.STORE_BEHIND, vm=snapshot.vm_id, error=str(behind), detail=behind.detail)
 
 
 def _kept(error: HatchError) -> HatchError:
+    if isinstance(error, Corrupt):
+        return error
     return Unavailable(
         f"the vm is suspended and kept on this host, but storing its snapshot failed and will be retried: {error}",
         detail=error.detail,

@@ -91,7 +91,8 @@ class Process:
 
 def spawn(argv: Sequence[str], paths: VMPaths, *, pass_fds: Sequence[int]) -> Process:
     """Start the VMM and write down who it is. Raises Unsupported if the program is not there."""
-    with paths.vmm_log.open("wb") as log:
+    paths.vmm_log.unlink(missing_ok=True)
+    with paths.vmm_log.open("ab") as log:
         try:
             child = subprocess.Popen(
                 argv,
