@@ -1,9 +1,10 @@
 """How many new connections may knock at one guest port at once.
 
 A thousand clients may wait for a VM that just woke, and its little server may listen with a backlog of five:
-unbounded, most of their connections would be dropped by the guest's kernel and wait for a retransmission. A
-connection holds a slot until its first byte of answer, or its failure, but no longer than a moment, so that slow
-endpoints never block others for good.
+unbounded, most of their connections would be dropped by the guest's kernel, to wait for a retransmission or, where it
+answers with SYN cookies, for ever. A connection holds a slot until its first byte of answer, or its failure. A server
+that answers others in the meantime is busy, and more connections would not help it; only when it has answered nobody
+for a moment are its endpoints slow by nature, and give up their slots.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ class Slot:
         self._queue: _Queue | None = gate
         self._timer: asyncio.TimerHandle | None = None
 
-    def leave_within(self, seconds: float) -> None:
-        """Leave by itself after that time."""
-        self._timer = asyncio.get_running_loop().call_later(seconds, self.leave)
+    def leave_after_silence(self, seconds: float) -> None:
+        """Leave by itself when no slot of the target was left for that time."""
+        self._look_at(asyncio.get_running_loop().time() + seconds, seconds)
 
     def leave(self) -> None:
         queue, self._queue = self._queue, None
@@ -31,7 +32,21 @@ class Slot:
             return
         if self._timer:
             self._timer.cancel()
+        queue.left_at = asyncio.get_running_loop().time()
         queue.left()
+
+    def _look_at(self, moment: float, silence_s: float) -> None:
+        self._timer = asyncio.get_running_loop().call_at(moment, self._look, silence_s)
+
+    def _look(self, silence_s: float) -> None:
+        if self._queue is None:
+            return
+        due = self._queue.left_at + silence_s
+        if due > asyncio.get_running_loop().time():
+            self._look_at(due, silence_s)
+        else:
+            queue, self._queue = self._queue, None
+            queue.left()
 
 
 class Admission:
@@ -59,6 +74,7 @@ class _Queue:
     def __init__(self, slots: int) -> None:
         self._free = slots
         self._taken = 0
+        self.left_at = float("-inf")  # when a connection last answered or failed, in the loop's time
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @property

@@ -18,7 +18,7 @@ class Limits:
     pool_timeout_s: float = 30.0  # an unused connection to a guest
     close_timeout_s: float = 3.0  # exchanges under way when the daemon goes down
     fresh_slots: int = 8  # new connections to one port that have not answered a byte yet
-    fresh_slot_timeout_s: float = 1.0  # after which a slow one no longer keeps others waiting
+    fresh_slot_timeout_s: float = 1.0  # after which slow ones no longer keep others waiting
     pooled_per_port: int = 256
     #: A request that must not be repeated only gets a pooled connection the guest is sure not to be closing right now:
     #: common servers close after 2 to 75 seconds without a request.
