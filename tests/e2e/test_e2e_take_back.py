@@ -33,13 +33,13 @@ def test_no_request_is_lost_during_a_suspend(guest: Guest) -> None:
     outcomes: list[str] = []
     with ThreadPoolExecutor(1) as pool:
         for arrived in [*MOMENTS.values()] * ROUNDS:
+            guest.text()  # it may be asleep
             mark = guest.daemon.mark()
             suspend = pool.submit(snapshot, guest)
             wait_for(lambda: suspend.done() or arrived(guest, mark), "that moment of the suspend")  # noqa: B023
             count += 1
             assert guest.count() == count, "memory is not continuous"
             outcomes.append(outcome(suspend))
-            assert guest.state() == "running"
     assert {"stored", "taken back", "woken"} >= set(outcomes)
     assert "taken back" in outcomes
     assert "stored" in outcomes

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
@@ -25,7 +26,7 @@ def unpack(meta_package: str, programs: Sequence[str], folder: Path) -> Path:
         return _unpack(meta_package, programs, folder)
     except Unavailable as error:
         if os.geteuid() != 0:
-            advice = "apt could not fetch the image's packages; run `apt-get update` as root, then try again"
+            advice = "apt could not fetch the image's Debian packages; run `apt-get update` as root, then try again"
             raise Unavailable(advice, detail=error.detail) from error
     run("apt-get", "update", "-qq")
     return _unpack(meta_package, programs, folder)
@@ -37,7 +38,8 @@ def _unpack(meta_package: str, programs: Sequence[str], folder: Path) -> Path:
         raise Unavailable(f"apt does not know the package {meta_package}")
     closure = _REAL.findall(run("apt-cache", *_DEPENDS, "--no-enhances", "--recurse", *programs))
     downloads = folder / "packages"
-    downloads.mkdir(exist_ok=True)
+    shutil.rmtree(downloads, ignore_errors=True)
+    downloads.mkdir()
     # As root apt would fetch as the user `_apt`, who may not write here.
     run("apt-get", "download", "-qq", "-o", "APT::Sandbox::User=root", real[1], *closure, cwd=downloads)
     tree = folder / "tree"

@@ -16,8 +16,8 @@ def write_seed(path: Path, *, instance_id: str, hostname: str, user_data: str | 
 
     The volume is `cidata`, the files are `meta-data` and `user-data` in Rock Ridge and Joliet, as cloud-init wants.
     """
-    # JSON is YAML, and its strings need no further thought.
-    meta_data = json.dumps({"instance-id": instance_id, "local-hostname": hostname}) + "\n"
+    # A JSON string is a YAML string, whatever is in it.
+    meta_data = f"instance-id: {json.dumps(instance_id)}\nlocal-hostname: {json.dumps(hostname)}\n"
     disk = pycdlib.PyCdlib()
     disk.new(interchange_level=3, vol_ident="cidata", joliet=3, rock_ridge="1.09")
     for short, name, text in (("META.", "meta-data", meta_data), ("USER.", "user-data", user_data or "")):

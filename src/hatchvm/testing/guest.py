@@ -28,8 +28,8 @@ _CGI: Final = {
     "count": 'exec 9>/run/lock; flock 9; n=$(( $(cat /run/count) + 1 )); echo $n >/run/count; printf "\\r\\n$n"',
     "sums": 'printf "\\r\\n"; cat /root/noise | sha256sum; cat /run/noise | sha256sum',
     "uptime": 'printf "\\r\\n"; read up rest </proc/uptime; echo $up',
-    "numbers": 'printf "\\r\\n"; exec seq 1 $QUERY_STRING',
-    "receive": 'printf "\\r\\n"; head -c $CONTENT_LENGTH | sha256sum',
+    # What is uploaded can be downloaded as /received.
+    "receive": 'head -c $CONTENT_LENGTH >/run/received; printf "\\r\\n"; sha256sum </run/received',
     "drip": 'printf "\\r\\n"; while echo drop; do usleep 200000; done',
     "keep": 'printf "\\r\\n"; echo "$QUERY_STRING" >/root/kept; sync',
     "kept": 'printf "\\r\\n"; cat /root/kept',
@@ -57,7 +57,7 @@ def user_data(ssh_key: str) -> str:
     ]
     files += [{"path": "/root/serve", "content": _BOOT}]
     commands = [
-        "chmod +x /www/cgi-bin/* /root/echo /root/serve",
+        "chmod +x /www/cgi-bin/* /root/echo /root/serve; ln -s /run/received /www/received",
         "head -c 1048576 /dev/urandom >/root/noise; sync",
         "head -c 1048576 /dev/urandom >/run/noise; echo 0 >/run/count",
         "echo ::wait:/root/serve >>/etc/inittab",

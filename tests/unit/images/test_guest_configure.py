@@ -30,11 +30,11 @@ def test_nothing_but_a_name(guest: Guest) -> None:
     assert not (guest.root / "run/cloud-init/script").exists()
 
 
-def test_meta_data_may_be_json(guest: Guest) -> None:
-    guest.configure("", meta_data='{"instance-id": "one", "local-hostname": "a.b.c", "public-keys": ["ssh-x k"]}')
+@pytest.mark.parametrize("quote", ["", '"', "'"])
+def test_meta_data_may_be_quoted(guest: Guest, quote: str) -> None:
+    guest.configure("", meta_data=f"other: x\ninstance-id: {quote}one:2{quote}\nlocal-hostname: {quote}a.b.c{quote}\n")
     assert guest.read("etc/hostname") == "a\n"
-    assert guest.read("root/.ssh/authorized_keys") == "ssh-x k\n"
-    assert guest.read("var/lib/cloud/instance-id") == "one\n"
+    assert guest.read("var/lib/cloud/instance-id") == "one:2\n"
 
 
 def test_a_script_is_kept_byte_for_byte(guest: Guest) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import stat
 from pathlib import Path
 
@@ -32,7 +31,7 @@ def test_both_naming_schemes_hold_both_files(tmp_path: Path, names: str) -> None
     seed = tmp_path / "seed.iso"
     write_seed(seed, instance_id="vm-0123456789ab", hostname="web", user_data="#!/bin/sh\necho höi\n")
     found = read(seed, names)
-    assert json.loads(found["meta-data"]) == {"instance-id": "vm-0123456789ab", "local-hostname": "web"}
+    assert found["meta-data"] == b'instance-id: "vm-0123456789ab"\nlocal-hostname: "web"\n'
     assert found["user-data"].decode() == "#!/bin/sh\necho höi\n"
     assert stat.S_IMODE(seed.stat().st_mode) == 0o600
 

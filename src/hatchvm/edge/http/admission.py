@@ -4,7 +4,7 @@ A thousand clients may wait for a VM that just woke, and its little server may l
 unbounded, most of their connections would be dropped by the guest's kernel, to wait for a retransmission or, where it
 answers with SYN cookies, for ever. A connection holds a slot until its first byte of answer, or its failure. A server
 that answers others in the meantime is busy, and more connections would not help it; only when it has answered nobody
-for a moment are its endpoints slow by nature, and give up their slots.
+for a moment are its endpoints slow by nature, and give up their slots. After a longer time each of them does.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ class Slot:
         self._queue: _Queue | None = gate
         self._timer: asyncio.TimerHandle | None = None
 
-    def leave_after_silence(self, seconds: float) -> None:
-        """Leave by itself when no slot of the target was left for that time."""
-        self._look_at(asyncio.get_running_loop().time() + seconds, seconds)
+    def leave_within(self, seconds: float, *, silence_s: float) -> None:
+        """Leave by itself after that time, or earlier when no slot of the target was left for `silence_s`."""
+        loop = asyncio.get_running_loop()
+        self._look_again(loop.time() + silence_s, silence_s, loop.time() + seconds)
 
     def leave(self) -> None:
         queue, self._queue = self._queue, None
@@ -35,17 +36,17 @@ class Slot:
         queue.left_at = asyncio.get_running_loop().time()
         queue.left()
 
-    def _look_at(self, moment: float, silence_s: float) -> None:
-        self._timer = asyncio.get_running_loop().call_at(moment, self._look, silence_s)
+    def _look_again(self, moment: float, silence_s: float, last: float) -> None:
+        self._timer = asyncio.get_running_loop().call_at(min(moment, last), self._look, silence_s, last)
 
-    def _look(self, silence_s: float) -> None:
-        if self._queue is None:
+    def _look(self, silence_s: float, last: float) -> None:
+        queue, now = self._queue, asyncio.get_running_loop().time()
+        if queue is None:
             return
-        due = self._queue.left_at + silence_s
-        if due > asyncio.get_running_loop().time():
-            self._look_at(due, silence_s)
+        if now < min(last, queue.left_at + silence_s):
+            self._look_again(queue.left_at + silence_s, silence_s, last)
         else:
-            queue, self._queue = self._queue, None
+            self._queue = None
             queue.left()
 
 

@@ -74,7 +74,7 @@ class Connector:
             if not fresh and (pooled := self.pooled(target, repeatable=False)):
                 slot.leave()
                 return pooled
-            slot.leave_after_silence(self._limits.fresh_slot_timeout_s)
+            slot.leave_within(self._limits.fresh_slot_timeout_s, silence_s=self._limits.fresh_slot_silence_s)
             sock = await self._gate.dial(*target, timeout_s=self._limits.wake_timeout_s)
             return await self._wrap(sock, target, slot)
         except BaseException:

@@ -18,7 +18,8 @@ class Limits:
     pool_timeout_s: float = 30.0  # an unused connection to a guest
     close_timeout_s: float = 3.0  # exchanges under way when the daemon goes down
     fresh_slots: int = 8  # new connections to one port that have not answered a byte yet
-    fresh_slot_timeout_s: float = 1.0  # after which slow ones no longer keep others waiting
+    fresh_slot_silence_s: float = 1.0  # without an answer to anybody, after which they no longer keep others waiting
+    fresh_slot_timeout_s: float = 10.0  # after which one of them no longer does, whatever happens to others
     pooled_per_port: int = 256
     #: A request that must not be repeated only gets a pooled connection the guest is sure not to be closing right now:
     #: common servers close after 2 to 75 seconds without a request.
