@@ -9,7 +9,7 @@ from types import MappingProxyType
 from hatchvm.base import ids
 from hatchvm.base.errors import Conflict
 from hatchvm.control.context import Context
-from hatchvm.domain.image import Image, Template
+from hatchvm.domain.image import ROOT_ARGS, Image, Template
 from hatchvm.images import registry
 
 
@@ -37,7 +37,7 @@ class ImageCases:
             kernel=Path(kernel_path),
             initrd=Path(initrd_path) if initrd_path else None,
             rootfs=Path(rootfs_path) if rootfs_path else None,
-            boot_args=self._default_boot_args if boot_args is None else boot_args,
+            boot_args=self._boot_args(initrd_path) if boot_args is None else boot_args,
         )
         image = Image(
             id=ids.new(ids.IMAGE),
@@ -70,6 +70,9 @@ class ImageCases:
             shared = any(other.digest == image.digest for other in await tx.images.list())
         if not shared:
             await registry.remove(self._folder, image.digest)
+
+    def _boot_args(self, initrd_path: str | None) -> str:
+        return self._default_boot_args if initrd_path else f"{self._default_boot_args} {ROOT_ARGS}"
 
     async def _refuse_used(self, name: str) -> None:
         """Before gigabytes are copied; the row's unique name decides in the end."""

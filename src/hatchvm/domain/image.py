@@ -14,6 +14,9 @@ TINY: Final = "tiny"
 #: The image made of `HATCH_DEFAULT_KERNEL_PATH` and `HATCH_DEFAULT_ROOTFS_PATH`, if they are set.
 DEFAULT: Final = "default"
 
+#: What a kernel must be told when no initrd finds the root disk for it.
+ROOT_ARGS: Final = "root=/dev/vda rw"
+
 DiskFormat = Literal["raw", "qcow2"]
 
 

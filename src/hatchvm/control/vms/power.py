@@ -34,6 +34,7 @@ async def start(ctx: Context, vm_id: str) -> VM:
     owner = ctx.owners.get(vm_id)
 
     async def verb() -> VM:
+        owner.activity.touch()  # whoever starts a VM uses it: idle time begins now
         await owner.move(Event.START, started_at=ctx.clock.now())
         try:
             await ctx.node.boot(owner.vm, await ctx.image_of(owner.vm))

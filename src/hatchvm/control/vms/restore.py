@@ -34,6 +34,7 @@ async def _from_snapshot(ctx: Context, owner: Owner, snapshot_id: str | None) ->
     advance(owner.vm.state, Event.RESTORE)
     source = await _source(ctx, owner.vm.id, snapshot_id)
     was_asleep = owner.vm.state is State.SNAPSHOTTED
+    owner.activity.touch()
     await owner.move(Event.RESTORE)
     pending = await upload.stop(owner)
     fetched = False
