@@ -31,7 +31,9 @@ def test_an_upgraded_connection_carries_bytes_both_ways(guest: Guest, client: Cl
     route = client.create_route(guest.id, target_port=ECHO_PORT, subdomain="echo")
     try:
         with socket.create_connection(("127.0.0.1", guest.daemon.proxy_port), timeout=DEADLINE_S) as sock:
-            sock.sendall(b"GET / HTTP/1.1\r\nHost: echo.hatch.localhost\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n")
+            sock.sendall(
+                b"GET / HTTP/1.1\r\nHost: echo.hatch.localhost\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+            )
             stream = sock.makefile("rwb")
             assert stream.readline() == b"HTTP/1.1 101 Switching Protocols\r\n"
             while stream.readline() != b"\r\n":

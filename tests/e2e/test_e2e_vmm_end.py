@@ -42,7 +42,7 @@ def test_killed_or_shut_down_it_starts_again_from_its_disk(
     assert client.start_vm(victim.id)["state"] == "running"
     assert victim.text("/cgi-bin/kept") == "this"
 
-    ssh(victim, ssh_key, "poweroff")
+    wait_for(lambda: ssh(victim, ssh_key, "poweroff").returncode == 0, "SSH answers after the boot")
     wait_for(lambda: victim.state() != "running", "the guest's shutdown is noticed")
     off = victim.look()
     assert (off["state"], off["state_reason"]) == ("stopped", "the guest shut down")

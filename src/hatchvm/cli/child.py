@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,14 +23,18 @@ _LOOK_S: Final = 0.02
 
 
 class ChildDaemon:
-    """A daemon over `data`, with its log beside it. `settings`: HATCH_* variables that differ from the defaults."""
+    """A daemon over `data`, with its log beside it. `settings`: HATCH_* variables that differ from the defaults.
 
-    def __init__(self, data: Path, settings: Mapping[str, str]) -> None:
+    `prefix`: a command that runs the one behind it, such as `nice`.
+    """
+
+    def __init__(self, data: Path, settings: Mapping[str, str], *, prefix: Sequence[str] = ()) -> None:
         self.paths = DataPaths(data)
         self.log_file = data.with_name(f"{data.name}.log")
         self.api = ""
         self.proxy_port = 0
         self._settings = dict(settings)
+        self._prefix = list(prefix)
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -41,7 +45,7 @@ class ChildDaemon:
         environment |= {"HATCH_DATA_DIR": str(self.paths.root), "HATCH_LOG_FORMAT": "json", **self._settings}
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-c", "from hatchvm.cli.main import main; main()", "serve"],
+                [*self._prefix, sys.executable, "-c", "from hatchvm.cli.main import main; main()", "serve"],
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
@@ -51,6 +55,11 @@ class ChildDaemon:
         started = self._await_start(begin)
         self.api = f"http://127.0.0.1:{started['api_port']}"
         self.proxy_port = int(started["proxy_port"])
+
+    @property
+    def pid(self) -> int | None:
+        """Of the process last started."""
+        return None if self._process is None else self._process.pid
 
     def stop(self) -> int | None:
         """Ask it to end; its exit code (None: it was not running). VMs go on running."""

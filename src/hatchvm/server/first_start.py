@@ -29,6 +29,7 @@ async def ensure_key(built: Built, say: Callable[[str], None]) -> None:
 
 async def ensure_images(built: Built, config: Config, say: Callable[[str], None]) -> None:
     """Have the default image in the store. A host where `tiny` cannot be built still serves other images."""
+    await registry.sweep(built.paths.images)
     if config.default_kernel_path:
         await _register_default(built, config, Path(config.default_kernel_path))
         return

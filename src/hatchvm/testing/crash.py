@@ -186,11 +186,11 @@ def main(root: Path, first: int, stride: int) -> int:
         folder = root / str(n)
         folder.mkdir()
         ended = forked(lambda folder=folder, n=n: story(folder, n))  # type: ignore[misc]
-        if ended == _ENDED:
-            print(f"{n - stride} steps")
-            return wrong
-        if ended != _KILLED or forked(lambda folder=folder: aftermath(folder)) != _ENDED:  # type: ignore[misc]
-            print(f"WRONG after a kill at step {n} ({ended})")
+        if ended != _KILLED:
+            print(f"{n - stride} steps" if ended == _ENDED else f"the story itself goes wrong, step {n}")
+            return wrong + (ended != _ENDED)
+        if forked(lambda folder=folder: aftermath(folder)) != _ENDED:  # type: ignore[misc]
+            print(f"wrong after a kill before step {n}")
             wrong += 1
         shutil.rmtree(folder)
     return wrong

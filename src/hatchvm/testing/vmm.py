@@ -166,7 +166,7 @@ class FakeHandle:
         await self._hook("dial")
         self._machines.read(self.pid)
         loop = asyncio.get_running_loop()
-        while (answer := self._machines.ports.get(port)) != OPEN and port not in self._accepted:
+        while (answer := self._answer(port)) != OPEN and port not in self._accepted:
             if answer == SILENT and loop.time() >= deadline:
                 raise UpstreamTimeout("upstream timed out")
             if answer is None and loop.time() >= min(patient_until, deadline):
@@ -182,6 +182,10 @@ class FakeHandle:
         await self._hook("expose")
         self._machines.read(self.pid)
         return self._machines.exposed.setdefault(host_port, self.pid) == self.pid
+
+    def _answer(self, port: int) -> str | None:
+        """A guest that stands still says nothing."""
+        return self._machines.ports.get(port) if self._machines.read(self.pid)["running"] else SILENT
 
     async def _step(self, name: str, work: Callable[[], None]) -> None:
         await self._hook(name)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hatchvm.base import tasks
+from hatchvm.base.errors import Upstream
 from hatchvm.base.paths import DataPaths
 from hatchvm.control.context import Context, Settings
 from hatchvm.control.events import Bus
@@ -222,6 +223,8 @@ class World:
             writer.write(b"GET / HTTP/1.0\r\n\r\n")
             answer = await reader.read()
             writer.close()
+            if not answer:
+                raise Upstream("the guest hung up")
             return int(answer.rpartition(b"\r\n")[2])
         finally:
             hold.release()

@@ -27,7 +27,7 @@ END {
     skip()
     if (!ended()) fail("does not fit what is above it")
     if (line[at] ~ /^---/) fail("a second document")
-    if (!failed) printf "%s", output
+    for (n = 1; n <= outputs && !failed; n++) print output[n]
     exit failed
 }
 
@@ -59,7 +59,7 @@ function emit(path, value) {
     gsub(/\\/, "&&", value)
     gsub(/\n/, "\\n", value)
     gsub(/\t/, "\\t", value)
-    output = output path "\t" value "\n"
+    output[++outputs] = path "\t" value
 }
 
 # The node that starts on this line, at this line's indentation.

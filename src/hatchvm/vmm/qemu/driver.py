@@ -7,6 +7,7 @@ mapped again. Measured on QEMU 7.2; the capability that leaves RAM in its file i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -124,16 +125,10 @@ class QEMUDriver:
         self, plan: LaunchPlan, machine: cmdline.Machine, forwards: dict[int, int], *, incoming: bool
     ) -> QEMU:
         paths = plan.paths
-        state_fd = os.open(paths.state, os.O_RDONLY | os.O_CLOEXEC) if incoming else -1
-        listener = _listen(paths)
         try:
-            argv = cmdline.argv(plan, machine, qmp_fd=listener.fileno(), incoming=incoming)
-            inherited = [listener.fileno(), *([state_fd] if incoming else [])]
-            child = process.spawn(argv, paths, pass_fds=inherited)
-        finally:
-            listener.close()
-            if incoming:
-                os.close(state_fd)
+            child, state_fd = _spawn(plan, machine, incoming=incoming)
+        except OSError as error:
+            raise Exhausted("the VMM could not be started: no room, or no right", detail=repr(error)) from error
         qmp: QMP | None = None
         try:
             qmp = await QMP.connect(paths.qmp)
@@ -150,6 +145,19 @@ class QEMUDriver:
         accepted = plan.net.accepted if plan.net else ()
         reach = Reach(lambda: qmp, forwards, accepted) if plan.net is not None else None
         return QEMU(child, qmp, reach)
+
+
+def _spawn(plan: LaunchPlan, machine: cmdline.Machine, *, incoming: bool) -> tuple[Process, int]:
+    """The child, and the number under which it has inherited the device state."""
+    with contextlib.ExitStack() as ours:
+        state_fd = -1
+        if incoming:
+            state_fd = os.open(plan.paths.state, os.O_RDONLY | os.O_CLOEXEC)
+            ours.callback(os.close, state_fd)
+        listener = ours.enter_context(_listen(plan.paths))
+        argv = cmdline.argv(plan, machine, qmp_fd=listener.fileno(), incoming=incoming)
+        inherited = [listener.fileno(), *([state_fd] if incoming else [])]
+        return process.spawn(argv, plan.paths, pass_fds=inherited), state_fd
 
 
 def _with_ports(plan: LaunchPlan) -> tuple[LaunchPlan, dict[int, int]]:

@@ -84,8 +84,9 @@ class QEMU:
             await self.kill()
 
     async def kill(self) -> None:
-        self._asked = True
-        self._process.signal(signal.SIGKILL)
+        if not self._exit.done():  # the pid of an ended one may be somebody else's by now
+            self._asked = True
+            self._process.signal(signal.SIGKILL)
         await asyncio.shield(self._exit)
 
     async def wait(self) -> Exit:

@@ -107,7 +107,12 @@ def spawn(argv: Sequence[str], paths: VMPaths, *, pass_fds: Sequence[int]) -> Pr
         except FileNotFoundError as error:
             raise Unsupported(f"{argv[0]} is not installed: apt-get install qemu-system-x86") from error
     record = {"pid": child.pid, "start_ticks": start_ticks(child.pid), "boot_id": boot_id()}
-    write_atomic(paths.process, json.dumps(record).encode(), durable=False)
+    try:
+        write_atomic(paths.process, json.dumps(record).encode(), durable=False)
+    except BaseException:
+        child.kill()
+        child.wait()
+        raise
     return Process(child.pid, paths, child)
 
 
@@ -116,7 +121,7 @@ def find(paths: VMPaths) -> Process | None:
     try:
         record = json.loads(paths.process.read_bytes())
         pid = int(record["pid"])
-        if record["boot_id"] == boot_id() and start_ticks(pid) == record["start_ticks"]:
+        if record["boot_id"] == boot_id() and start_ticks(pid) == record["start_ticks"] is not None:
             return Process(pid, paths)
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass

@@ -46,6 +46,7 @@ class QMP:
     async def connect(cls, path: Path) -> QMP:
         """Connect and negotiate. Raises Unavailable if nobody serves the socket (or somebody else is connected)."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        writer: asyncio.StreamWriter | None = None
         folder = -1
         try:
             folder = os.open(path.parent, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
@@ -59,9 +60,11 @@ class QMP:
                     raise ConnectionError("no QMP greeting")
                 self._pump = tasks.supervise(self._read(), name=f"qmp {path.parent.name}")
                 await self.run("qmp_capabilities")
-        except (OSError, TimeoutError, ValueError) as error:
-            sock.close()
-            raise Unavailable("the VMM does not answer", detail=f"{path}: {error!r}") from error
+        except BaseException as error:
+            (writer or sock).close()
+            if isinstance(error, (OSError, TimeoutError, ValueError)):
+                raise Unavailable("the VMM does not answer", detail=f"{path}: {error!r}") from error
+            raise
         finally:
             if folder >= 0:
                 os.close(folder)
@@ -75,9 +78,12 @@ class QMP:
 
     async def pass_fd(self, fd: int, name: str) -> None:
         """Give QEMU a descriptor under `name` (`getfd`)."""
-        await self._writer.drain()
-        answer = self._expect()
-        socket.send_fds(self._sock, [_encode("getfd", {"fdname": name})], [fd])
+        try:
+            await self._writer.drain()
+            answer = self._expect()
+            socket.send_fds(self._sock, [_encode("getfd", {"fdname": name})], [fd])
+        except OSError as error:
+            raise _gone() from error
         await self._answered(answer, "getfd")
 
     async def monitor(self, line: str) -> str:
