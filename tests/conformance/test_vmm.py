@@ -26,7 +26,7 @@ from hatchvm.domain.image import Boot
 from hatchvm.images.seed import write_seed
 from hatchvm.images.tiny import build_tiny
 from hatchvm.ports.vmm import Driver, Exit, Handle, LaunchPlan, NetPlan
-from hatchvm.server.config import Config
+from hatchvm.server.config import load
 from hatchvm.testing.vmm import OPEN, FakeDriver, Machines
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.driver import QEMUDriver
@@ -105,7 +105,7 @@ class QEMURig:
 
     def __init__(self, folder: Path) -> None:
         self._accel = folder / "accel.json"
-        image = asyncio.run(build_tiny(Config().cache_dir, print))
+        image = asyncio.run(build_tiny(load(None).cache_dir, print))
         self.boot = image.boot
 
     def driver(self) -> Driver:
@@ -285,12 +285,13 @@ async def test_there_is_nothing_to_adopt_where_nothing_runs(rig: Rig, plan: Laun
 
 
 async def test_a_stranger_with_the_same_pid_is_left_alone(rig: Rig, plan: LaunchPlan) -> None:
-    with subprocess.Popen(["sleep", "60"]) as stranger:
-        rig.forge(plan.paths, stranger.pid)
-        assert await rig.driver().adopt(plan) is None
-        assert not await rig.driver().kill_stray(plan.paths)
-        assert stranger.poll() is None
-        stranger.kill()
+    stranger = await asyncio.create_subprocess_exec("sleep", "60")
+    rig.forge(plan.paths, stranger.pid)
+    assert await rig.driver().adopt(plan) is None
+    assert not await rig.driver().kill_stray(plan.paths)
+    assert Path(f"/proc/{stranger.pid}/cmdline").read_bytes().startswith(b"sleep")
+    stranger.kill()
+    await stranger.wait()
 
 
 async def test_a_stray_process_is_ended(rig: Rig, plan: LaunchPlan) -> None:
@@ -380,7 +381,7 @@ async def test_a_stamp_is_the_same_until_the_plan_changes(rig: Rig, plan: Launch
     stamp = await driver.stamp(plan)
     assert await rig.driver().stamp(plan) == stamp
     for change in ({"mem_mib": 64}, {"vcpu_count": 2}, {"net": None}, {"image_digest": "other"}):
-        assert (await driver.stamp(replace(plan, **change))).difference(stamp)  # type: ignore[arg-type]
+        assert (await driver.stamp(replace(plan, **change))).difference(stamp)
 
 
 async def test_a_check_says_how_vms_run(rig: Rig) -> None:

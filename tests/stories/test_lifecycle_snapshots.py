@@ -110,23 +110,6 @@ async def test_a_wake_cuts_an_upload_short(world: World) -> None:
     assert await world.snapshots(vm) == []
 
 
-async def test_a_wake_never_waits_for_files_to_reach_the_disk_nor_lets_their_marker_come_back(world: World) -> None:
-    vm = await world.vm()
-    fail(world, "list", Unavailable("no"))
-    with pytest.raises(Unavailable):
-        await world.vms.snapshot(vm.id)
-    world.step.interfere = no_hook
-    for _ in range(20):
-        await world.request(vm)
-        suspend = tasks.spawn(world.vms.snapshot(vm.id), name="suspend")
-        while world.owner(vm).upload is None or world.state(vm) is not State.SNAPSHOTTED:
-            await asyncio.sleep(0)
-        await world.request(vm)
-        await asyncio.wait([suspend])
-        await asyncio.to_thread(lambda: None)
-        assert not world.paths.vm(vm.id).saved.exists()
-
-
 async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     async with World.running(tmp_path, snapshot_keep=2) as world:
         vm = await world.asleep()

@@ -6,6 +6,7 @@ One of the three places that may catch `Exception` (the others: the request boun
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Coroutine
 from typing import Any, TypeVar
@@ -43,10 +44,12 @@ async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
 
 
 async def finish(work: Coroutine[Any, Any, T], *, name: str) -> T:
-    """Await `work` to its end even if cancelled meanwhile; the cancellation is raised after it."""
+    """Await `work` to its end even if cancelled meanwhile, however often; the cancellation is raised after it."""
     task = spawn(work, name=name)
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        while not task.done():
+            with contextlib.suppress(asyncio.CancelledError):
+                await asyncio.wait([task])
         raise

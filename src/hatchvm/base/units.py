@@ -7,8 +7,17 @@ from typing import Final
 
 MIB: Final = 1024 * 1024
 
-_UNIT_S: Final = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
-_PART: Final = re.compile(r"(\d+(?:\.\d+)?|\.\d+)(ns|us|µs|ms|s|m|h)")
+_UNIT_S: Final = {
+    "ns": 1e-9,
+    "us": 1e-6,
+    "\u00b5s": 1e-6,
+    "\u03bcs": 1e-6,
+    "ms": 1e-3,
+    "s": 1.0,
+    "m": 60.0,
+    "h": 3600.0,
+}
+_PART: Final = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|\u00b5s|\u03bcs|ms|s|m|h)")
 _WHOLE: Final = re.compile(rf"(?:{_PART.pattern})+")
 #: Go holds durations in 64-bit nanoseconds; nothing longer is accepted.
 MAX_DURATION_S: Final = 2**63 / 1e9
@@ -17,7 +26,7 @@ MAX_DURATION_S: Final = 2**63 / 1e9
 def parse_duration(text: str) -> float:
     """Seconds of a Go duration such as `30s`, `5m`, `1h30m`; `0` needs no unit.
 
-    Raises ValueError with a sentence for anything else, negative durations included.
+    Raises ValueError with a sentence for anything else, signs included.
     """
     if text == "0":
         return 0.0
@@ -30,19 +39,19 @@ def parse_duration(text: str) -> float:
 
 
 def format_duration(seconds: float) -> str:
-    """The shortest Go form, e.g. `1h30m0s`, `5m0s`, `250ms`."""
+    """The form Go writes, e.g. `1h30m0s`, `5m0s`, `250ms`; to the millisecond from one second on."""
     if seconds < 1:
-        return f"{seconds * 1000:g}ms" if seconds else "0s"
-    minutes, rest = divmod(seconds, 60)
-    hours, minutes = divmod(int(minutes), 60)
-    tail = f"{rest:.3f}".rstrip("0").rstrip(".") + "s"
+        return f"{seconds * 1000:.6f}".rstrip("0").rstrip(".") + "ms" if seconds else "0s"
+    minutes, rest_ms = divmod(round(seconds * 1000), 60_000)
+    hours, minutes = divmod(minutes, 60)
+    tail = f"{rest_ms / 1000:g}s"
     if hours:
         return f"{hours}h{minutes}m{tail}"
     return f"{minutes}m{tail}" if minutes else tail
 
 
 def format_bytes(count: int) -> str:
-    """`1.5 GiB`, `58 KiB`, `12 B`."""
+    """`1.5 GiB`, `58.0 KiB`, `12 B`."""
     value = float(count)
     for unit in ("B", "KiB", "MiB", "GiB"):
         if value < 1024:

@@ -35,7 +35,7 @@ def user_guest_ip(wanted: str | None) -> str:
         or address.is_loopback
         or address.is_link_local
         or address.is_reserved
-        or address.is_unspecified
+        or address.packed[0] == 0  # "this network"
     ):
         raise Invalid(f"guest_ip: {wanted} is not an address a guest can have")
     if int(address) & 0xFF in (0, 255):

@@ -55,14 +55,16 @@ def subdomain_of(host: str, base_domains: Sequence[str]) -> str | None:
 
     `host` is a Host header's value: a port is ignored, case too.
     """
+    if not host.isascii():  # lower() makes ASCII of some other letters
+        return None
     name = host.lower()
     head, colon, port = name.rpartition(":")
     if colon:
-        if not (port.isascii() and port.isdigit()) and port:
+        if port and not port.isdigit():
             return None
         name = head
     for base in base_domains:
-        if name.endswith("." + base):
-            label = name[: -len(base) - 1]
-            return label if _SUBDOMAIN.fullmatch(label) else None
+        label = name.removesuffix("." + base)
+        if label != name and _SUBDOMAIN.fullmatch(label):
+            return label
     return None

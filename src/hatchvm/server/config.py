@@ -5,7 +5,6 @@ The only home of pydantic-settings. A value that does not parse stops the start 
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import re
 import socket
@@ -36,7 +35,7 @@ def _positive(value: float) -> float:
 def _address(value: object) -> tuple[str, int]:
     """`host:port`, `[v6]:port`, `:port` (every interface)."""
     host, colon, port = str(value).rpartition(":")
-    if not colon or not port.isdigit() or int(port) > 65535:
+    if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ValueError(f"{value!r} is not an address; write it like 127.0.0.1:8080")
     return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
 
@@ -49,14 +48,9 @@ def _domains(value: object) -> tuple[str, ...]:
     return names
 
 
-def _cidrs(value: object) -> tuple[str, ...]:
-    return tuple(str(ipaddress.ip_network(part.strip(), strict=False)) for part in str(value).split(","))
-
-
 Duration = Annotated[float, BeforeValidator(_duration), AfterValidator(_positive)]
 Address = Annotated[tuple[str, int], NoDecode, BeforeValidator(_address)]
 Domains = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_domains)]
-CIDRs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_cidrs)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -120,6 +114,8 @@ def load(env_file: Path | None = None) -> Config:
         raise Invalid(f"--env-file: {env_file} is not a file")
     try:
         return Config(_env_file=env_file)  # type: ignore[call-arg]  # a documented parameter pydantic-settings hides
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"--env-file: {env_file} cannot be read as text") from error
     except ValidationError as error:
         first: Any = error.errors(include_url=False, include_context=False)[0]
         sentence = str(first["msg"]).removeprefix("Value error, ")

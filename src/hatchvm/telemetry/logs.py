@@ -72,5 +72,5 @@ def configure(level: str, form: Format, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for noisy in ("uvicorn.access", "alembic", "httpx2", "httpcore2", "asyncio"):
+    for noisy in ("uvicorn", "alembic", "httpx2", "httpcore2", "asyncio"):
         logging.getLogger(noisy).setLevel(logging.WARNING)

@@ -74,7 +74,7 @@ def wait_for(what: Callable[[], T | None], describe: str, deadline_s: float = DE
     while time.monotonic() < until:
         if value := what():
             return value
-        time.sleep(0.005)
+        time.sleep(0.01)
     raise AssertionError(f"not within {deadline_s:g} s: {describe}")
 
 

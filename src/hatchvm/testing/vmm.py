@@ -201,9 +201,7 @@ class FakeHandle:
         loaded = process.pop("loaded", None)
         memory, disk = self._files()
         if loaded is not None and (loaded["memory"], loaded["disk"]) != (memory, disk):
-            self._machines.violated(
-                f"{self._plan.vm_id} resumed with state {loaded}, memory {memory}, disk {disk}"
-            )
+            self._machines.violated(f"{self._plan.vm_id} resumed with state {loaded}, memory {memory}, disk {disk}")
         self._tick()
         self._machines.write(self.pid, process | {"running": running})
 

@@ -11,9 +11,9 @@ TCP = """  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retr
    1: 0100007F:3E80 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 2
    2: 0100007F:D431 0100007F:3E80 01 00000000:00000000 00:00000000 00000000     0        0 3
 """
-CONNTRACK = """ipv4 2 tcp 6 431999 ESTABLISHED src=1.2.3.4 dst=5.6.7.8 sport=999 dport=16000 src=9.9.9.9 dst=1.2.3.4 sport=22 dport=999
-ipv4 2 tcp 6 100 TIME_WAIT src=1.2.3.4 dst=5.6.7.8 sport=998 dport=16000 src=9.9.9.9 dst=1.2.3.4 sport=22 dport=998
-ipv4 2 tcp 6 431999 ESTABLISHED src=1.2.3.4 dst=5.6.7.8 sport=997 dport=160001 src=9.9.9.9 dst=1.2.3.4 sport=22 dport=16000
+CONNTRACK = """ipv4 2 tcp 6 431999 ESTABLISHED src=1.2.3.4 sport=999 dport=16000 src=9.9.9.9 sport=22 dport=999
+ipv4 2 tcp 6 100 TIME_WAIT src=1.2.3.4 sport=998 dport=16000 src=9.9.9.9 sport=22 dport=998
+ipv4 2 tcp 6 431999 ESTABLISHED src=1.2.3.4 sport=997 dport=160001 src=9.9.9.9 sport=22 dport=16000
 """
 
 

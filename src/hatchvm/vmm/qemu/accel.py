@@ -79,7 +79,7 @@ class Accelerator:
         try:
             record = json.loads(self._memory.read_bytes())
             works = bool(record.pop("kvm_works"))
-        except (FileNotFoundError, ValueError, KeyError, AttributeError):
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return None
         return works if record == host else None
 

@@ -109,10 +109,8 @@ class QEMU:
         if self._asked:
             return Exit(True, "the VMM was asked to end")
         shutdown = self._qmp.last_shutdown
-        if shutdown and shutdown.get("guest") and shutdown.get("reason") != "guest-panic":
-            return Exit(True, "the guest shut down")
         if shutdown and shutdown.get("guest"):
-            return Exit(False, "the guest's kernel panicked; its console log tells more")
+            return _ended_by_guest(str(shutdown.get("reason")))
         how = "" if code is None else f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
         tail = self._process.log_tail()
         return Exit(False, f"the VMM ended unexpectedly{how}" + (f": {tail}" if tail else ""))
@@ -123,6 +121,15 @@ class QEMU:
         if _full(self._paths):
             return Exhausted("the disk is full: the VM's state could not be saved; make room", detail=detail)
         return Internal("the VM's state could not be saved", detail=detail)
+
+
+def _ended_by_guest(reason: str) -> Exit:
+    """A kernel that crashed resets its machine (`panic=-1`) as a reboot does: the two cannot be told apart."""
+    if reason == "guest-panic":
+        return Exit(False, "the guest's kernel panicked; its console log tells more")
+    if reason == "guest-reset":
+        return Exit(True, "the guest rebooted or its kernel crashed; its console log tells more")
+    return Exit(True, "the guest shut down")
 
 
 def _migration_ended(message: dict[str, Any]) -> bool:

@@ -1,0 +1,21 @@
+"""Under xdist, the end-to-end tests run in one worker: they share a daemon and a VM.
+
+`--dist loadgroup` does that by the marker `xdist_group`, but xdist 3.8 writes the group into a part of the node that
+pytest 9.2 no longer reads, and spreads the group over all workers without a word.
+"""
+
+from __future__ import annotations
+
+import pytest
+from xdist.remote import Producer  # type: ignore[import-untyped]
+from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
+
+
+class _OneWorkerForE2E(LoadGroupScheduling):  # type: ignore[misc]
+    def _split_scope(self, nodeid: str) -> str:
+        return "e2e" if nodeid.startswith("tests/e2e/") else str(super()._split_scope(nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadGroupScheduling | None:
+    return _OneWorkerForE2E(config, log) if config.getvalue("dist") == "loadgroup" else None

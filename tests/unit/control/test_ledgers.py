@@ -1,0 +1,100 @@
+"""What the control plane keeps in memory: routes, activity, events."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hatchvm.base import tasks
+from hatchvm.control.activity import Activity
+from hatchvm.control.table import RouteTable
+from hatchvm.domain.route import Route
+from hatchvm.testing.clock import SteeredClock
+
+NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def route(number: int, vm: int, subdomain: str) -> Route:
+    return Route(
+        id=f"rt-{number}",
+        vm_id=f"vm-{vm}",
+        subdomain=subdomain,
+        target_port=80,
+        auto_wake=True,
+        created_at=NOW,
+        updated_at=NOW,
+    )
+
+
+def test_a_renamed_route_leaves_its_old_name() -> None:
+    table = RouteTable()
+    one = route(1, 1, "old")
+    table.load([one])
+    table.put(replace(one, subdomain="new"))
+    assert table.find("old") is None
+    assert table.find("new") == replace(one, subdomain="new")
+    assert len(table) == 1
+
+
+@given(st.lists(st.tuples(st.sampled_from("adr"), st.integers(0, 3), st.integers(0, 2), st.sampled_from("wxyz"))))
+def test_the_table_is_what_the_rows_are(moves: list[tuple[str, int, int, str]]) -> None:
+    """Against a plain dictionary of rows, in which a subdomain is unique."""
+    table = RouteTable()
+    rows: dict[str, Route] = {}
+    for move, number, vm, subdomain in moves:
+        one = route(number, vm, subdomain)
+        if move == "a":
+            known = rows.get(one.id)
+            clash = any(row.subdomain == subdomain and row.id != one.id for row in rows.values())
+            if clash or (known is not None and known.vm_id != one.vm_id):
+                continue
+            rows[one.id] = one
+            table.put(one)
+        elif move == "d":
+            gone = rows.pop(one.id, None)
+            table.remove(gone or one)
+        else:
+            rows = {key: row for key, row in rows.items() if row.vm_id != one.vm_id}
+            table.remove_vm(one.vm_id)
+    assert len(table) == len(rows)
+    for subdomain in "wxyz":
+        assert table.find(subdomain) == next((row for row in rows.values() if row.subdomain == subdomain), None)
+    for vm in range(3):
+        assert {row.id for row in table.of_vm(f"vm-{vm}")} == {
+            row.id for row in rows.values() if row.vm_id == f"vm-{vm}"
+        }
+
+
+def test_a_hold_counts_once_and_its_end_is_activity() -> None:
+    clock = SteeredClock()
+    activity = Activity(clock, None)
+    hold = activity.hold()
+    assert (activity.holds, activity.arrivals) == (1, 1)
+    came = activity.last_active_at
+    hold.release()
+    hold.release()
+    assert (activity.holds, activity.arrivals) == (0, 1)
+    assert came is not None
+    assert activity.last_active_at is not None
+    assert activity.last_active_at > came
+    ended = activity.last_active_at
+    hold.touch()
+    assert activity.last_active_at > ended
+
+
+async def test_draining_ends_with_the_last_hold() -> None:
+    activity = Activity(SteeredClock(), None)
+    await activity.drained(1000)
+    first, second = activity.hold(), activity.hold()
+    draining = tasks.spawn(activity.drained(1000), name="drain")
+    await asyncio.sleep(0)
+    first.release()
+    await asyncio.sleep(0)
+    assert not draining.done()
+    second.release()
+    await draining

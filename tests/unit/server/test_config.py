@@ -1,0 +1,198 @@
+"""The configuration: every variable parses, refuses with its own name, and is the one its page describes."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Final
+
+import pytest
+from pydantic import AliasChoices, SecretStr
+
+from hatchvm.base.errors import Invalid
+from hatchvm.server.config import Config, load
+
+PAGE: Final = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
+#: Read only to be refused, so that nobody believes that snapshots go there.
+REFUSED: Final = "HATCH_S3_BUCKET"
+#: variable -> (a value, what it means)
+GOOD: Final[dict[str, tuple[str, object]]] = {
+    "HATCH_HTTP_ADDR": ("[::1]:81", ("::1", 81)),
+    "HATCH_PROXY_ADDR": (":0", ("0.0.0.0", 0)),
+    "HATCH_BASE_DOMAIN": ("Hatch.Example.com., x", ("hatch.example.com", "x")),
+    "HATCH_DATA_DIR": ("/d", Path("/d")),
+    "HATCH_CACHE_DIR": ("/c", Path("/c")),
+    "DATABASE_URL": ("sqlite:////x.db", "sqlite:////x.db"),
+    "HATCH_SNAPSHOT_STORE": ("none", "none"),
+    "HATCH_SNAPSHOT_KEEP": ("1", 1),
+    "HATCH_VMM": ("qemu", "qemu"),
+    "HATCH_ACCEL": ("tcg", "tcg"),
+    "HATCH_QEMU_BIN": ("/q", "/q"),
+    "HATCH_NETWORK": ("user", "user"),
+    "HATCH_DEFAULT_KERNEL_PATH": ("/k", "/k"),
+    "HATCH_DEFAULT_ROOTFS_PATH": ("/r", "/r"),
+    "HATCH_DEFAULT_BOOT_ARGS": ("quiet", "quiet"),
+    "HATCH_DEFAULT_VCPU": ("32", 32),
+    "HATCH_DEFAULT_MEM_MIB": ("32", 32),
+    "HATCH_SSH_PORT_MIN": ("1", 1),
+    "HATCH_SSH_PORT_MAX": ("65535", 65535),
+    "HATCH_IDLE_CHECK_INTERVAL": ("250ms", 0.25),
+    "HATCH_IDLE_TIMEOUT": ("1h30m", 5400.0),
+    "HATCH_PROXY_WAKE_TIMEOUT": ("1m", 60.0),
+    "HATCH_WAKE_TIMEOUT": ("1.5m", 90.0),
+    "HATCH_STREAM_IDLE_TIMEOUT": ("1s", 1.0),
+    "HATCH_AUTH_VERIFY_URL": ("https://keys.example/verify", SecretStr("https://keys.example/verify")),
+    "HATCH_LOG_LEVEL": ("debug", "debug"),
+    "HATCH_LOG_FORMAT": ("console", "console"),
+    "HATCH_NODE_ID": ("n1", "n1"),
+}
+BAD: Final[dict[str, list[str]]] = {
+    "HATCH_HTTP_ADDR": ["8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", ":-1", ":²"],
+    "HATCH_PROXY_ADDR": ["9090"],
+    "HATCH_BASE_DOMAIN": [",", "a..b", "-a", "a_b", "a b", "http://a", "x" * 64, "ä"],
+    "HATCH_SNAPSHOT_KEEP": ["0", "1001", "x", "1.5"],
+    "HATCH_VMM": ["xen", "QEMU"],
+    "HATCH_ACCEL": ["hvf"],
+    "HATCH_NETWORK": ["bridge"],
+    "HATCH_DEFAULT_VCPU": ["0", "33", "two"],
+    "HATCH_DEFAULT_MEM_MIB": ["31", "1048577", "512M"],
+    "HATCH_SSH_PORT_MIN": ["0", "65536"],
+    "HATCH_SSH_PORT_MAX": ["0", "65536"],
+    "HATCH_IDLE_CHECK_INTERVAL": ["0", "5"],
+    "HATCH_IDLE_TIMEOUT": ["0s", "30", "-1m", "1d", "never"],
+    "HATCH_PROXY_WAKE_TIMEOUT": ["0s"],
+    "HATCH_WAKE_TIMEOUT": ["soon"],
+    "HATCH_STREAM_IDLE_TIMEOUT": ["15 m"],
+    "HATCH_LOG_LEVEL": ["verbose"],
+    "HATCH_LOG_FORMAT": ["xml"],
+}
+
+
+def variables() -> dict[str, str]:
+    """variable -> field, in its first spelling."""
+    named = {}
+    for field, info in Config.model_fields.items():
+        alias = info.validation_alias
+        first = alias.choices[0] if isinstance(alias, AliasChoices) else alias
+        named[str(first or f"HATCH_{field.upper()}")] = field
+    return named
+
+
+def documented() -> dict[str, tuple[list[str], list[str]]]:
+    """The page's rows: first cell -> (variables, words of the default in code type)."""
+    rows = re.findall(r"^\| (`[^|]+) \| ([^|]*)\|", PAGE.read_text(), re.MULTILINE)
+    return {cell: (re.findall("`([A-Z0-9_]+)`", cell), re.findall("`([^`]+)`", default)) for cell, default in rows}
+
+
+@pytest.fixture(autouse=True)
+def bare(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No variable of whoever runs the tests."""
+    for name in [name for name in os.environ if name.upper().startswith("HATCH_") or name == "DATABASE_URL"]:
+        monkeypatch.delenv(name)
+
+
+def test_every_variable_has_a_row_on_its_page_and_the_other_way_round() -> None:
+    on_page = [name for names, _ in documented().values() for name in names]
+    assert sorted(on_page) == sorted(set(variables()) - {REFUSED}) == sorted(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("variable", "default"),
+    [
+        pair
+        for names, words in documented().values()
+        if len(names) == len(words)
+        for pair in zip(names, words, strict=True)
+    ],
+)
+def test_a_default_written_out_changes_nothing(variable: str, default: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = load()
+    monkeypatch.setenv(variable, default)
+    given = load()
+    if variable != "HATCH_QEMU_BIN":  # the driver knows its program's name
+        assert given == usual
+
+
+@pytest.mark.parametrize("variable", GOOD)
+def test_a_good_value_is_read_from_the_environment_and_from_a_file(
+    variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, value = GOOD[variable]
+    field = variables()[variable]
+    assert getattr(load(), field) != value
+    file = tmp_path / "hatch.env"
+    file.write_text(f'# a remark\n{variable}="{text}"\n')
+    assert getattr(load(file), field) == value
+    monkeypatch.setenv(variable, text)
+    assert getattr(load(), field) == value
+
+
+@pytest.mark.parametrize(("variable", "text"), [(name, text) for name, texts in BAD.items() for text in texts])
+def test_a_bad_value_is_refused_by_name(variable: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, text)
+    with pytest.raises(Invalid, match=rf"^{variable}: .") as refusal:
+        load()
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(("variable", "text"), [(name, text) for name, texts in BAD.items() for text in texts[:1]])
+def test_a_bad_value_in_a_file_is_refused_by_name(variable: str, text: str, tmp_path: Path) -> None:
+    file = tmp_path / "hatch.env"
+    file.write_text(f"{variable}={text}\n")
+    with pytest.raises(Invalid, match=rf"^{variable}: ."):
+        load(file)
+
+
+@pytest.mark.parametrize("mine", ["HATCH_BASE_DOMAIN", "HATCH_PROXY_BASE_DOMAIN"])
+@pytest.mark.parametrize("theirs", ["HATCH_BASE_DOMAIN", "HATCH_PROXY_BASE_DOMAIN"])
+def test_the_environment_wins_over_the_file(
+    mine: str, theirs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "hatch.env"
+    file.write_text(f"{theirs}=file.example\nHATCH_VMM=qemu\n")
+    monkeypatch.setenv(mine, "environment.example")
+    config = load(file)
+    assert (config.base_domain, config.vmm) == (("environment.example",), "qemu")
+
+
+def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = load()
+    for variable in GOOD:
+        monkeypatch.setenv(variable, "")
+    assert load() == usual
+
+
+def test_a_file_that_is_not_there_or_is_not_text(tmp_path: Path) -> None:
+    with pytest.raises(Invalid, match=r"--env-file: .* is not a file"):
+        load(tmp_path)
+    (tmp_path / "hatch.env").write_bytes(b"HATCH_VMM=\xff\n")
+    with pytest.raises(Invalid, match=r"--env-file: .* cannot be read as text"):
+        load(tmp_path / "hatch.env")
+
+
+def test_ssh_ports_the_wrong_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATCH_SSH_PORT_MIN", "20000")
+    monkeypatch.setenv("HATCH_SSH_PORT_MAX", "20000")
+    load()
+    monkeypatch.setenv("HATCH_SSH_PORT_MIN", "20001")
+    with pytest.raises(Invalid, match="HATCH_SSH_PORT_MIN is above HATCH_SSH_PORT_MAX"):
+        load()
+
+
+def test_what_this_version_cannot_do_is_refused_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(REFUSED, "bucket")
+    with pytest.raises(Invalid, match=f"^{REFUSED}: "):
+        load()
+
+
+@pytest.mark.parametrize("cache", ["", "/xdg"])
+def test_images_are_cached_where_the_desktop_says(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("XDG_CACHE_HOME", cache)
+    assert load().cache_dir == Path(cache or "/home/me/.cache") / "hatchvm"
+
+
+def test_the_verifiers_address_which_may_hold_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATCH_AUTH_VERIFY_URL", "https://user:swordfish@keys.example")
+    assert "swordfish" not in repr(load())
