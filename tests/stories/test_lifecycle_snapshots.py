@@ -110,6 +110,31 @@ async def test_a_wake_cuts_an_upload_short(world: World) -> None:
     assert await world.snapshots(vm) == []
 
 
+async def test_what_a_cut_upload_had_stored_is_removed(world: World) -> None:
+    vm = await world.vm()
+    reached = asyncio.Event()
+    puts = 0
+
+    async def hang(at: str) -> None:
+        nonlocal puts
+        puts += at == "put"
+        if puts == 2:
+            reached.set()
+            await asyncio.Event().wait()
+
+    world.step.interfere = hang
+    suspend = tasks.spawn(world.vms.snapshot(vm.id), name="suspend")
+    await reached.wait()
+    stored = world.paths.objects.glob
+    assert list(stored("snapshots/*/*/*"))
+    world.step.interfere = no_hook
+    assert await world.request(vm) == 1
+    with pytest.raises(Conflict):
+        await suspend
+    while list(stored("snapshots/*/*/*")):
+        await asyncio.sleep(0)
+
+
 async def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     async with World.running(tmp_path, snapshot_keep=2) as world:
         vm = await world.asleep()
@@ -208,6 +233,9 @@ async def test_a_snapshot_of_another_vm_is_not_this_ones(world: World) -> None:
 async def test_deleting_a_snapshot(world: World) -> None:
     vm = await world.vm()
     taken = await world.vms.snapshot(vm.id)
+    with pytest.raises(Conflict, match="sleeps on this snapshot"):
+        await world.house.snapshots.delete(taken.id)
+    assert await world.request(vm) == 1
     await world.house.snapshots.delete(taken.id)
     assert await world.snapshots(vm) == []
-    assert await world.request(vm) == 1, "its own memory is on this host"
+    assert list(world.paths.objects.glob("snapshots/*/*/*")) == []

@@ -78,3 +78,4 @@ async def _resume_upload(ctx: Context, owner: Owner, snapshot: Snapshot, *, poss
 async def _drop(ctx: Context, snapshot: Snapshot) -> None:
     async with ctx.store.begin() as tx:
         await tx.snapshots.delete(snapshot.id)
+    upload.clean_up(ctx, snapshot)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hatchvm.base.errors import Conflict
 from hatchvm.control.context import Context
+from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 
 
@@ -16,7 +17,7 @@ class SnapshotCases:
             return await tx.snapshots.get(snapshot_id)
 
     async def delete(self, snapshot_id: str) -> None:
-        """In the VM's turn. A sleeping VM keeps its own memory on this host: any stored snapshot may go."""
+        """In the VM's turn. What a sleeping VM would be woken from, were this host's copy lost, is not deleted."""
         snapshot = await self.get(snapshot_id)
         owner = self._ctx.owners.get(snapshot.vm_id)
 
@@ -24,8 +25,14 @@ class SnapshotCases:
             current = await self.get(snapshot_id)
             if current.status is not SnapshotStatus.COMMITTED:
                 raise Conflict("the snapshot is being stored; try again when its status is committed")
+            if owner.vm.state is State.SNAPSHOTTED and await self._is_newest(current):
+                raise Conflict("the vm sleeps on this snapshot; wake the vm first, or delete it")
             await self._ctx.node.discard(current)
             async with self._ctx.store.begin() as tx:
                 await tx.snapshots.delete(snapshot_id)
 
         await owner.do(verb, name="delete snapshot")
+
+    async def _is_newest(self, snapshot: Snapshot) -> bool:
+        async with self._ctx.store.begin() as tx:
+            return (await tx.snapshots.list_for_vm(snapshot.vm_id))[0].id == snapshot.id

@@ -50,8 +50,8 @@ def test_what_is_found_is_what_was_asked_for(host: str, port: str) -> None:
 
 def test_reserved_names_are_the_published_ones() -> None:
     published = """api, www, admin, app, dashboard, mail, smtp, ftp, ssh, ns1, ns2, status, docs, help, support,
-        billing, login, auth, oauth, cdn, static, assets, media, hatch, console, panel, grafana, prometheus, traefik, minio,
-        postgres, db, redis, internal"""
+        billing, login, auth, oauth, cdn, static, assets, media, hatch, console, panel, grafana, prometheus, traefik,
+        minio, postgres, db, redis, internal"""
     assert {name.strip() for name in published.split(",")} == RESERVED
     with pytest.raises(Invalid, match=r'^subdomain "api" is reserved$'):
         check_subdomain("api")

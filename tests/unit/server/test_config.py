@@ -136,6 +136,13 @@ def test_a_bad_value_is_refused_by_name(variable: str, text: str, monkeypatch: p
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.parametrize("text", BAD["HATCH_HTTP_ADDR"])
+def test_the_refusal_of_an_address_shows_how_to_write_one(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HATCH_HTTP_ADDR", text)
+    with pytest.raises(Invalid, match=r"is not an address; write it like 127\.0\.0\.1:8080$"):
+        load()
+
+
 @pytest.mark.parametrize(("variable", "text"), [(name, text) for name, texts in BAD.items() for text in texts[:1]])
 def test_a_bad_value_in_a_file_is_refused_by_name(variable: str, text: str, tmp_path: Path) -> None:
     file = tmp_path / "hatch.env"

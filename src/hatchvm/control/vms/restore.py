@@ -56,6 +56,7 @@ async def _from_snapshot(ctx: Context, owner: Owner, snapshot_id: str | None) ->
             raise
         raise Unavailable(f"restore failed: {why}") from error
     owner.pending = None
+    upload.clean_up(ctx, pending)
     owner.retry_at = 0.0
     return await owner.settle(Event.RESTORED, wake_failures=0, also=upload.forget(pending))
 

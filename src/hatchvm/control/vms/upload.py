@@ -50,6 +50,19 @@ def forget(snapshot: Snapshot | None) -> Callable[[Tx], Awaitable[None]] | None:
     return lambda tx: tx.snapshots.delete(snapshot.id)
 
 
+def clean_up(ctx: Context, snapshot: Snapshot | None) -> None:
+    """Remove, in the background, what an upload left in the object store that will never be committed."""
+
+    async def discard(snapshot: Snapshot) -> None:
+        try:
+            await ctx.node.discard(snapshot)
+        except HatchError as error:
+            _log.warning(logs.SNAPSHOT_NOT_REMOVED, snapshot=snapshot.id, error=str(error), detail=error.detail)
+
+    if snapshot is not None:
+        tasks.supervise(discard(snapshot), name=f"clean up {snapshot.id}")
+
+
 async def _upload(ctx: Context, owner: Owner, snapshot: Snapshot, first: asyncio.Future[Snapshot]) -> None:
     failures = 0
     while True:

@@ -71,6 +71,7 @@ async def wake(ctx: Context, owner: Owner, *, reason: str) -> None:
         ) from error
     await owner.settle(Event.RESTORED, wake_failures=0, also=upload.forget(pending))
     owner.pending = None
+    upload.clean_up(ctx, pending)
     owner.retry_at = 0.0
     metrics.WAKES.labels(reason, "ok").inc()
     metrics.WAKE_SECONDS.observe(ctx.clock.monotonic() - began)
