@@ -126,7 +126,8 @@ async def test_what_a_cut_upload_had_stored_is_removed(world: World) -> None:
     suspend = tasks.spawn(world.vms.snapshot(vm.id), name="suspend")
     await reached.wait()
     stored = world.paths.objects.glob
-    assert list(stored("snapshots/*/*/*"))
+    while not list(stored("snapshots/*/*/*")):
+        await asyncio.sleep(0)
     world.step.interfere = no_hook
     assert await world.request(vm) == 1
     with pytest.raises(Conflict):
