@@ -5,28 +5,15 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 
 from hatchvm.base.errors import Unavailable
 from hatchvm.client import ApiError, Client
 from hatchvm.testing.guest import PAGE, Guest, create_guest, events, wait_for
+from hatchvm.testing.moments import SUSPENDING, WAKING, Moment
 
 pytestmark = [pytest.mark.vm, pytest.mark.xdist_group("vm")]
-
-#: (what is asked of the daemon, how far it is when it is killed: from the log since a position and the VM's folder)
-SUSPENDING: dict[str, Callable[[Guest, int], object]] = {
-    "announced": lambda guest, mark: events(guest.daemon, "vm state", mark, after="suspending"),
-    "saving": lambda guest, mark: guest.paths.state.with_suffix(".new").exists(),
-    "saved": lambda guest, mark: guest.paths.saved.exists(),
-    "uploading": lambda guest, mark: any(guest.daemon.paths.objects.glob(f"snapshots/{guest.id}/*/*")),
-}
-WAKING: dict[str, Callable[[Guest, int], object]] = {
-    "announced": lambda guest, mark: events(guest.daemon, "vm state", mark, after="restoring"),
-    "started": lambda guest, mark: guest.paths.process.exists(),
-    "spent": lambda guest, mark: not guest.paths.saved.exists() and not guest.paths.waking.exists(),
-}
 
 
 def test_vms_of_every_state_are_taken_back(guest: Guest, client: Client) -> None:
@@ -52,7 +39,7 @@ def test_vms_of_every_state_are_taken_back(guest: Guest, client: Client) -> None
                 again.delete_vm(vm.id)
 
 
-@pytest.mark.parametrize("moment", SUSPENDING)
+@pytest.mark.parametrize("moment", ["announced", "saving", "saved", "uploading"])
 def test_killed_in_the_middle_of_a_suspend(guest: Guest, moment: str) -> None:
     count, sums = guest.count(), guest.sums()
     killed_during(guest, lambda: snapshot(guest), SUSPENDING[moment])
@@ -75,22 +62,14 @@ def restart(guest: Guest) -> None:
     guest.daemon.start()
 
 
-def killed_during(guest: Guest, call: Callable[[], object], arrived: Callable[[Guest, int], object]) -> None:
+def killed_during(guest: Guest, call: Callable[[], object], arrived: Moment) -> None:
     mark = guest.daemon.mark()
-    for old in guest.daemon.paths.objects.glob(f"snapshots/{guest.id}/*"):
-        delete_snapshot(guest, old)
     with ThreadPoolExecutor(1) as pool:
         called = pool.submit(call)
         wait_for(lambda: called.done() or arrived(guest, mark), "that moment")
         restart(guest)
         with contextlib.suppress(ApiError, Unavailable, OSError):
             called.result()
-
-
-def delete_snapshot(guest: Guest, stored: Path) -> None:
-    """So that an upload shows in the object store."""
-    with guest.daemon.client() as client:
-        client.delete_snapshot(stored.name)
 
 
 def snapshot(guest: Guest) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from hatchvm.base import ids
 from hatchvm.base.errors import Conflict
 from hatchvm.control.context import Context
+from hatchvm.control.owner import Owner
 from hatchvm.domain.route import Route, check_subdomain, random_subdomain
 
 
@@ -45,24 +47,35 @@ class RouteCases:
         target_port: int | None = None,
         auto_wake: bool | None = None,
     ) -> Route:
-        async with self._ctx.store.begin() as tx:
-            old = await tx.routes.get(route_id)
-            route = replace(
-                old,
-                subdomain=old.subdomain if subdomain is None else check_subdomain(subdomain),
-                target_port=old.target_port if target_port is None else target_port,
-                auto_wake=old.auto_wake if auto_wake is None else auto_wake,
-                updated_at=self._ctx.clock.now(),
-            )
-            await tx.routes.update(route)
-        self._ctx.routes.put(route)
-        return route
+        changes: dict[str, Any] = {"subdomain": subdomain, "target_port": target_port, "auto_wake": auto_wake}
+        changes = {name: value for name, value in changes.items() if value is not None}
+        if subdomain is not None:
+            check_subdomain(subdomain)
+
+        async def verb() -> Route:
+            async with self._ctx.store.begin() as tx:
+                old = await tx.routes.get(route_id)
+                route = replace(old, **changes, updated_at=self._ctx.clock.now())
+                await tx.routes.update(route)
+            self._ctx.routes.put(route)
+            return route
+
+        return await (await self._owner(route_id)).do(verb, name="route")
 
     async def delete(self, route_id: str) -> None:
+        async def verb() -> None:
+            async with self._ctx.store.begin() as tx:
+                route = await tx.routes.get(route_id)
+                await tx.routes.delete(route_id)
+            self._ctx.routes.remove(route)
+
+        await (await self._owner(route_id)).do(verb, name="route")
+
+    async def _owner(self, route_id: str) -> Owner:
+        """Who orders the changes of this route: the table the proxy reads then sees them as the rows do."""
         async with self._ctx.store.begin() as tx:
             route = await tx.routes.get(route_id)
-            await tx.routes.delete(route_id)
-        self._ctx.routes.remove(route)
+        return self._ctx.owners.get(route.vm_id)
 
     async def _insert(self, vm_id: str, subdomain: str, target_port: int, auto_wake: bool) -> Route:
         """In the VM's turn, so that a route cannot be added to a VM that is being deleted."""

@@ -73,7 +73,7 @@ def load(paths: VMPaths, boot_id: str) -> Saved | None:
     """
     waking = _read(paths.waking)
     if waking is not None and waking.boot_id != boot_id:
-        return None
+        waking = None  # beside a `saved.json` it means: power was lost before the wake was announced for good
     saved = waking or _read(paths.saved)
     if saved is None or (saved.boot_id != boot_id and not saved.synced):
         return None

@@ -17,6 +17,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from hatchvm.base.errors import Invalid
 from hatchvm.base.units import parse_duration
 
+#: An alias, and what the command line reads.
+_OTHER_NAMES = {"HATCH_PROXY_BASE_DOMAIN", "HATCH_URL", "HATCH_API_KEY"}
 _DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 
 
@@ -74,7 +76,7 @@ class Config(BaseSettings):
     data_dir: Path = Path("data")
     cache_dir: Path = Field(default_factory=_cache_dir)
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
-    snapshot_store: str = "directory"
+    snapshot_store: Annotated[str, Field(pattern=r"^(directory|none|.*/.*)$")] = "directory"
     snapshot_keep: Annotated[int, Field(ge=1, le=1000)] = 3
     vmm: Literal["auto", "qemu"] = "auto"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
@@ -96,7 +98,6 @@ class Config(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] | None = None
     node_id: str = Field(default_factory=socket.gethostname)
-
     s3_bucket: str | None = None
 
     @model_validator(mode="after")
@@ -120,6 +121,12 @@ def load(env_file: Path | None = None) -> Config:
         first: Any = error.errors(include_url=False, include_context=False)[0]
         sentence = str(first["msg"]).removeprefix("Value error, ")
         raise Invalid(f"{_variable(first['loc'])}: {sentence}" if first["loc"] else sentence) from None
+
+
+def ignored() -> list[str]:
+    """`HATCH_*` variables of the environment that mean nothing to this version: misspelt, or of another one."""
+    known = {f"HATCH_{name.upper()}" for name in Config.model_fields} | _OTHER_NAMES
+    return sorted(name for name in os.environ if name.startswith("HATCH_") and name not in known)
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hatchvm.server.config import load
+from hatchvm.server.config import ignored, load
 from hatchvm.server.daemon import serve
 from hatchvm.telemetry import logs
 
@@ -18,6 +18,8 @@ def run(env_file: Path | None, say: Callable[[str], None]) -> None:
     """Serve until a signal. Raises HatchError if it cannot start."""
     config = load(env_file)
     logs.configure(config.log_level, config.log_format or ("console" if sys.stderr.isatty() else "json"))
+    for name in ignored():
+        say(f"{name} means nothing to this version and is ignored")
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serve(config, say=say))
 

@@ -57,7 +57,7 @@ async def test_whoever_gives_up_passes_the_slot_on() -> None:
 
 async def test_a_slot_does_not_outlast_its_time() -> None:
     admission = Admission(slots=1)
-    (await admission.enter(PORT)).leave_within(0)
+    (await admission.enter(PORT)).leave_within(0, silence_s=0)
     await admission.enter(PORT)
 
 

@@ -62,6 +62,15 @@ def test_a_wake_under_way_is_believed_on_this_boot_only(paths: VMPaths, synced: 
     assert pair.load(paths, LATER) is None
 
 
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_wake_that_power_cut_before_it_was_announced_for_good_did_not_happen(paths: VMPaths, synced: bool) -> None:
+    saved = commit(paths, synced=synced)
+    before = paths.saved.read_bytes()
+    pair.begin_wake(paths, saved, BOOT)
+    paths.saved.write_bytes(before)  # its removal had not reached the disk
+    assert pair.load(paths, LATER) == (saved if synced else None)
+
+
 def test_a_wake_of_a_pair_from_an_earlier_boot_belongs_to_this_one(paths: VMPaths) -> None:
     saved = commit(paths, synced=True)
     pair.begin_wake(paths, saved, LATER)
