@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import re
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from hatchvm.base.errors import Invalid
+from hatchvm.base.errors import HatchError, Invalid
 from hatchvm.base.units import parse_duration
 
 #: An alias, and what the command line reads.
@@ -127,6 +129,15 @@ def ignored() -> list[str]:
     """`HATCH_*` variables of the environment that mean nothing to this version: misspelt, or of another one."""
     known = {f"HATCH_{name.upper()}" for name in Config.model_fields} | _OTHER_NAMES
     return sorted(name for name in os.environ if name.startswith("HATCH_") and name not in known)
+
+
+@contextmanager
+def blaming(variables: str) -> Iterator[None]:
+    """What fails inside is these variables' fault: the sentence says so."""
+    try:
+        yield
+    except HatchError as error:
+        raise type(error)(f"{variables}: {error}", detail=error.detail) from error
 
 
 def _variable(location: tuple[int | str, ...]) -> str:

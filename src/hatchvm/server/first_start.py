@@ -13,7 +13,7 @@ from hatchvm.domain.image import DEFAULT, TINY, Image
 from hatchvm.images import registry
 from hatchvm.images.recipe import BOOT_ARGS
 from hatchvm.images.tiny import build_tiny
-from hatchvm.server.config import Config
+from hatchvm.server.config import Config, blaming
 from hatchvm.server.wiring import Built
 
 
@@ -56,13 +56,14 @@ async def _publish(built: Built, image: Image) -> None:
 
 async def _register_default(built: Built, config: Config, kernel: Path) -> None:
     """Register the configured files; the same files again are the same image."""
-    boot, digest, size_bytes = await registry.register(
-        built.paths.images,
-        kernel=kernel,
-        initrd=None,
-        rootfs=Path(config.default_rootfs_path) if config.default_rootfs_path else None,
-        boot_args=config.default_boot_args or BOOT_ARGS,
-    )
+    with blaming("HATCH_DEFAULT_KERNEL_PATH, HATCH_DEFAULT_ROOTFS_PATH"):
+        boot, digest, size_bytes = await registry.register(
+            built.paths.images,
+            kernel=kernel,
+            initrd=None,
+            rootfs=Path(config.default_rootfs_path) if config.default_rootfs_path else None,
+            boot_args=config.default_boot_args or BOOT_ARGS,
+        )
     image = Image(
         id=f"{ids.IMAGE}-{digest[:12]}",
         name=DEFAULT,

@@ -31,7 +31,7 @@ from hatchvm.net.sessions import established
 from hatchvm.node.agent import LocalNode
 from hatchvm.objects.directory import DirectoryStore
 from hatchvm.ports.identity import Verifier
-from hatchvm.server.config import Config
+from hatchvm.server.config import Config, blaming
 from hatchvm.snapshots.engine import SnapshotEngine
 from hatchvm.store.store import SqlStore
 from hatchvm.vmm.qemu.accel import Accelerator
@@ -58,11 +58,11 @@ class Built:
 def build(config: Config) -> Built:
     """Make every part; nothing is opened or started yet but the data directory's lock. Raises HatchError."""
     paths = DataPaths(config.data_dir.resolve())
-    lock = _take(paths)
     clock = SystemClock()
     driver = QEMUDriver(Accelerator(config.accel, memory=config.cache_dir / "accel.json", binary=config.qemu_bin))
     node = LocalNode(config.node_id, paths, driver, _engine(config, paths), boot_id=boot_id())
-    store = SqlStore(config.database_url or f"sqlite:///{paths.database}")
+    with blaming("DATABASE_URL"):
+        store = SqlStore(config.database_url or f"sqlite:///{paths.database}")
     ctx = Context(
         store=store,
         node=node,
@@ -84,7 +84,7 @@ def build(config: Config) -> Built:
         store=store,
         driver=driver,
         paths=paths,
-        lock=lock,
+        lock=_take(paths),  # last: whatever fails before holds nothing
     )
 
 
@@ -130,4 +130,5 @@ def _verifier(config: Config, stored: StoredKeys, clock: SystemClock) -> Verifie
     if config.auth_verify_url is None:
         return stored
     url = config.auth_verify_url.get_secret_value()
-    return AnyOf([stored, RemoteVerifier(url, timeout_s=5.0, ttl_s=30.0, clock=clock)])
+    with blaming("HATCH_AUTH_VERIFY_URL"):
+        return AnyOf([stored, RemoteVerifier(url, timeout_s=5.0, ttl_s=30.0, clock=clock)])
