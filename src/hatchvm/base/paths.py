@@ -13,8 +13,14 @@ own folder and binds a relative name; who connects goes through `/proc/self/fd`.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
+
+
+def cache_dir() -> Path:
+    """Where built images are kept unless `HATCH_CACHE_DIR` says otherwise: shared by all data directories of a user."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hatchvm"
 
 
 @dataclass(frozen=True, slots=True)

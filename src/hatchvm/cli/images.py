@@ -10,6 +10,7 @@ from typing import Final, Literal, cast
 
 from cyclopts import App
 
+from hatchvm.base import paths
 from hatchvm.cli import render
 from hatchvm.cli.options import given
 from hatchvm.cli.session import InSession
@@ -95,4 +96,4 @@ def cache_dir() -> Path:
     own = os.environ.get("HATCH_CACHE_DIR")
     if own:
         return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hatchvm"
+    return paths.cache_dir()

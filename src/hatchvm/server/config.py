@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from hatchvm.base import paths
 from hatchvm.base.errors import HatchError, Invalid
 from hatchvm.base.units import parse_duration
 
@@ -58,10 +59,6 @@ Domains = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_domains)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
-def _cache_dir() -> Path:
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hatchvm"
-
-
 class Config(BaseSettings):
     """Every variable, its default and its meaning."""
 
@@ -76,7 +73,7 @@ class Config(BaseSettings):
         validation_alias=AliasChoices("HATCH_BASE_DOMAIN", "HATCH_PROXY_BASE_DOMAIN"),
     )
     data_dir: Path = Path("data")
-    cache_dir: Path = Field(default_factory=_cache_dir)
+    cache_dir: Path = Field(default_factory=paths.cache_dir)
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
     snapshot_store: Annotated[str, Field(pattern=r"^(directory|none|.*/.*)$")] = "directory"
     snapshot_keep: Annotated[int, Field(ge=1, le=1000)] = 3
