@@ -99,6 +99,20 @@ async def test_the_delay_grows_and_the_first_success_ends_it(world: World) -> No
     assert (world.state(vm), world.now(vm).wake_failures, world.now(vm).state_reason) == (State.RUNNING, 0, "")
 
 
+async def test_what_another_vmm_saved_is_refused_before_anything_starts(world: World) -> None:
+    vm = await world.asleep()
+    world.driver.version = "2"
+    with pytest.raises(Unavailable, match="failed to wake vm"):
+        await need(world, vm.id)
+    assert world.state(vm) is State.SNAPSHOTTED
+    assert "made with vmm version '1', this host has '2'" in world.now(vm).state_reason
+    assert "restore" not in world.step.taken
+    world.driver.version = "1"
+    world.clock.advance(1)
+    await need(world, vm.id)
+    assert world.state(vm) is State.RUNNING
+
+
 @pytest.mark.parametrize("leave", ["cancel", "timeout"])
 async def test_the_wake_outlives_who_asked_for_it(world: World, leave: str) -> None:
     vm = await world.asleep()

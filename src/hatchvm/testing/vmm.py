@@ -239,6 +239,7 @@ class FakeDriver:
     def __init__(self, machines: Machines, hook: Hook = no_hook) -> None:
         self._machines = machines
         self._hook = hook
+        self.version = "1"
 
     async def check(self) -> str:
         return "no virtual machines at all"
@@ -247,7 +248,7 @@ class FakeDriver:
         await self._hook("stamp")
         return Stamp(
             vmm=self.name,
-            vmm_version="1",
+            vmm_version=self.version,
             machine="number",
             mem_mib=plan.mem_mib,
             vcpu_count=plan.vcpu_count,
