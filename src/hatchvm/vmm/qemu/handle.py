@@ -19,6 +19,7 @@ from hatchvm.vmm.qemu.reach import Reach
 
 _QUIT_S: Final = 10.0
 _CAPTURE_S: Final = 60.0
+_FINAL_LOOK_S: Final = 0.0005
 #: RAM stays in its file (`x-ignore-shared`), completion comes as an event instead of by polling.
 CAPABILITIES: Final = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 
@@ -66,12 +67,18 @@ class QEMU:
         try:
             async with asyncio.timeout(_CAPTURE_S):
                 status = (await ended)["data"]["status"]
+                await self._finalized()
         except TimeoutError as error:
             await self._qmp.run("migrate_cancel")
             raise Internal("the VMM took too long to save its state") from error
         if status != "completed":
             raise await self._why_not_saved()
         target.replace(self._paths.state)
+
+    async def _finalized(self) -> None:
+        """QEMU announces the end of a migration a moment before its vCPUs may run again; until then `cont` fails."""
+        while (await self._qmp.run("query-status"))["status"] == "finish-migrate":
+            await asyncio.sleep(_FINAL_LOOK_S)
 
     async def quit(self) -> None:
         self._asked = True
