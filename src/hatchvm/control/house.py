@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
+from hatchvm.base.errors import HatchError, Unavailable
 from hatchvm.control.context import Context
 from hatchvm.control.events import Bus
 from hatchvm.control.images import ImageCases, TemplateCases
@@ -74,5 +75,9 @@ class ControlPlane:
         return sum(1 for _ in self._ctx.owners), len(self._ctx.routes)
 
     async def ready(self) -> None:
-        async with self._ctx.store.begin() as tx:
-            await tx.keys.list()
+        try:
+            async with self._ctx.store.begin() as tx:
+                await tx.keys.list()
+            await self._ctx.node.ready()
+        except HatchError as error:
+            raise Unavailable(f"not ready: {error}", detail=error.detail) from error

@@ -95,6 +95,11 @@ class LocalNode:
     async def dial(self, vm_id: str, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         return await self._handle(vm_id).dial(port, patient_until=patient_until, deadline=deadline)
 
+    async def ready(self) -> None:
+        await self._host.driver.check()
+        if self._host.engine is not None:
+            await self._host.engine.check()
+
     async def tidy(self) -> None:
         for vm_id in list(self._live):
             console.trim(self._vm(vm_id))

@@ -88,5 +88,8 @@ class Node(Protocol):
     async def dial(self, vm_id: str, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         """See `vmm.Handle.dial`. Raises Unavailable if no process runs."""
 
+    async def ready(self) -> None:
+        """Prove that VMs can start and snapshots be stored here, now. Raises HatchError with what is missing."""
+
     async def tidy(self) -> None:
         """Keep what running guests leave on the host within bounds. To be called every few seconds."""

@@ -16,7 +16,7 @@ import uvicorn
 
 from hatchvm.api.app import create_app
 from hatchvm.base import tasks
-from hatchvm.base.errors import Unavailable
+from hatchvm.base.errors import HatchError, Unavailable
 from hatchvm.control.reconcile import reconcile
 from hatchvm.domain.lifecycle import State
 from hatchvm.edge.http.server import ProxyServer
@@ -66,6 +66,7 @@ async def running(config: Config, *, say: Say) -> AsyncIterator[asyncio.Task[Non
         await first_start.ensure_images(built, config, say)
         await reconcile(built.ctx)
         _export_gauges(built)
+        await _say_what_is_missing(built, say)
         async with _doors(built, config, say) as api:
             duties = [
                 tasks.supervise(built.idle.run(), name="idle monitor"),
@@ -166,6 +167,14 @@ async def _tidy(built: Built) -> None:
     while True:
         await asyncio.sleep(_TIDY_S)
         await built.ctx.node.tidy()
+
+
+async def _say_what_is_missing(built: Built, say: Say) -> None:
+    """A host that cannot run VMs, or store snapshots, still serves what it can; `/readyz` says the same."""
+    try:
+        await built.house.ready()
+    except HatchError as error:
+        say(f"{error}; see: hatchvm doctor")
 
 
 def _export_gauges(built: Built) -> None:

@@ -117,6 +117,10 @@ class SnapshotEngine:
             await outlast([spawn(asyncio.to_thread(_remove, into), name=f"clear {into.name}")])
             raise
 
+    async def check(self) -> None:
+        """Prove that the store can be written and read now."""
+        await self._store.check()
+
     async def verify(self, manifest: Manifest) -> None:
         """Read everything. Raises Corrupt naming the damaged object."""
         reader = Reader(self._store, self._workers)

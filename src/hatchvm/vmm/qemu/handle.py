@@ -77,7 +77,7 @@ class QEMU:
 
     async def _finalized(self) -> None:
         """QEMU announces the end of a migration a moment before its vCPUs may run again; until then `cont` fails."""
-        while (await self._qmp.run("query-status"))["status"] == "finish-migrate":
+        while (await self._qmp.run("query-status"))["status"] == "finish-migrate":  # noqa: ASYNC110 - it sends no event
             await asyncio.sleep(_FINAL_LOOK_S)
 
     async def quit(self) -> None:
