@@ -9,7 +9,8 @@ from pathlib import Path
 from hatchvm.base import ids
 from hatchvm.base.errors import HatchError
 from hatchvm.base.files import write_atomic
-from hatchvm.domain.image import DEFAULT, TINY, Image
+from hatchvm.domain.image import DEFAULT, ROOT_ARGS, TINY, Image
+from hatchvm.domain.key import ApiKey, digest_of, new_secret
 from hatchvm.images import registry
 from hatchvm.images.recipe import BOOT_ARGS
 from hatchvm.images.tiny import build_tiny
@@ -18,11 +19,17 @@ from hatchvm.server.wiring import Built
 
 
 async def ensure_key(built: Built, say: Callable[[str], None]) -> None:
-    """Make the first key, if there is none: printed once, kept in `<data dir>/api-key` for the CLI."""
+    """Make the first key, if there is none: printed once, kept in `<data dir>/api-key` for the CLI.
+
+    The file comes first: killed before the row, the next start makes another; after it, nobody is locked out.
+    """
     if await built.house.keys.list():
         return
-    _, secret = await built.house.keys.create("first key")
+    secret = new_secret()
     write_atomic(built.paths.api_key, secret.encode() + b"\n", mode=0o600)
+    now = built.ctx.clock.now()
+    async with built.store.begin() as tx:
+        await tx.keys.insert(ApiKey(id=ids.new(ids.KEY), name="first key", digest=digest_of(secret), created_at=now))
     say(f"Your API key, shown once: {secret}")
     say(f"The CLI finds it in {built.paths.api_key}")
 
@@ -62,7 +69,7 @@ async def _register_default(built: Built, config: Config, kernel: Path) -> None:
             kernel=kernel,
             initrd=None,
             rootfs=Path(config.default_rootfs_path) if config.default_rootfs_path else None,
-            boot_args=config.default_boot_args or BOOT_ARGS,
+            boot_args=config.default_boot_args or f"{BOOT_ARGS} {ROOT_ARGS}",
         )
     image = Image(
         id=f"{ids.IMAGE}-{digest[:12]}",

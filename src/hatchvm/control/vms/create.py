@@ -75,7 +75,7 @@ def _decide(ctx: Context, sources: _Sources) -> VM:
         image=settings.default_image,
         vcpu_count=settings.default_vcpu,
         mem_mib=settings.default_mem_mib,
-        boot_args=settings.default_boot_args,
+        boot_args=settings.default_boot_args if new.image_id is None else None,  # they are the default image's
     )
     spec = admission.specify(new, sources.template, sources.image, defaults, host_mem_mib=settings.host_mem_mib)
     vm_id, now = ids.new(ids.VM), ctx.clock.now()
