@@ -42,7 +42,7 @@ class BareVM:
     def wake(self, request: bytes) -> float:
         """Seconds from nothing to the first byte of the answer."""
         began = time.perf_counter()
-        self._monitor = self._start()
+        self._start()
         with socket.create_connection(("127.0.0.1", self._forward), timeout=_ANSWER_S) as connection:
             connection.sendall(request)
             if not connection.recv(1):
@@ -75,7 +75,7 @@ class BareVM:
             self._end()
         shutil.rmtree(self._paths.root)
 
-    def _start(self) -> Any:
+    def _start(self) -> None:
         self._paths.qmp.unlink(missing_ok=True)
         with socket.socket(socket.AF_UNIX) as listener:
             listener.bind(str(self._paths.qmp))
@@ -86,8 +86,8 @@ class BareVM:
             self._child = subprocess.Popen(argv, cwd=self._paths.root, pass_fds=fds, stderr=subprocess.DEVNULL)
         self._socket = socket.socket(socket.AF_UNIX)
         self._socket.connect(str(self._paths.qmp))
-        monitor = self._stream = self._socket.makefile("rb")
-        monitor.readline()
+        self._stream = self._socket.makefile("rb")
+        self._stream.readline()
         self._run("qmp_capabilities")
         self._run("migrate-set-capabilities", capabilities=CAPABILITIES)
         self._run("migrate-incoming", uri=f"fd:{state}")
@@ -95,7 +95,6 @@ class BareVM:
             time.sleep(0.001)
         os.close(state)
         self._run("cont")
-        return monitor
 
     def _run(self, command: str, **arguments: Any) -> Any:
         self._socket.sendall(json.dumps({"execute": command, "arguments": arguments}).encode())

@@ -34,7 +34,8 @@ class HouseGate:
 
     def hold(self, vm_id: str) -> ActivityHold:
         owner = self._ctx.owners.find(vm_id)
-        return ActivityHold(owner.activity if owner else Activity(self._ctx.clock, None))
+        activity = owner.activity if owner else Activity(self._ctx.clock, None)
+        return activity.hold()
 
     def ready(self, route: Route) -> bool:
         owner = self._ctx.owners.find(route.vm_id)

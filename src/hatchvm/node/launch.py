@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import shutil
+
+import structlog
 
 from hatchvm.base.errors import Exhausted, HatchError
 from hatchvm.base.files import allocated_bytes
@@ -17,8 +18,9 @@ from hatchvm.node import pair
 from hatchvm.node.host import SSH_PORT, Host, plan
 from hatchvm.node.suspend import let_go
 from hatchvm.ports.vmm import Handle
+from hatchvm.telemetry import logs
 
-_log = logging.getLogger(__name__)
+_log = structlog.get_logger()
 
 
 async def prepare(host: Host, vm: VM, image: Image, user_data: str | None) -> None:
@@ -88,7 +90,7 @@ async def expose_ssh(handle: Handle, vm: VM) -> None:
     try:
         exposed = vm.ssh_port is not None and await handle.expose(SSH_PORT, vm.ssh_port)
     except HatchError as error:
-        _log.warning("ssh port not exposed", extra={"vm": vm.id, "error": str(error), "detail": error.detail})
+        _log.warning(logs.SSH_NOT_EXPOSED, vm=vm.id, error=str(error), detail=error.detail)
         return
     if not exposed:
-        _log.warning("ssh port is taken by another process", extra={"vm": vm.id, "ssh_port": vm.ssh_port})
+        _log.warning(logs.SSH_PORT_TAKEN, vm=vm.id, ssh_port=vm.ssh_port)

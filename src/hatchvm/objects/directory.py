@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import os
 import re
 import secrets
@@ -23,7 +22,7 @@ from pathlib import Path
 from typing import Final
 
 from hatchvm.base.errors import Conflict, Exhausted, Invalid, NotFound, Unavailable
-from hatchvm.base.files import sync_dir
+from hatchvm.base.files import NO_ROOM, sync_dir
 from hatchvm.base.units import MIB
 from hatchvm.ports.objects import ObjectInfo
 
@@ -31,7 +30,6 @@ _KEY: Final = re.compile(r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]{1,255}(?:/(?!\.{1,2}
 _MAX_KEY: Final = 1024
 _TEMPORARY: Final = "~tmp"
 _TEMPORARY_MAX_AGE_S: Final = 3600
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PROBE: Final = b"hatch"
 _PUBLISH_ATTEMPTS: Final = 16
 
@@ -182,7 +180,7 @@ def _translated(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in NO_ROOM:
             raise Exhausted("the object store is full", detail=f"{path}: {error}") from error
         raise Unavailable("the object store cannot be used", detail=f"{path}: {error}") from error
 

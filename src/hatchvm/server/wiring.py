@@ -50,7 +50,6 @@ class Built:
     idle: IdleMonitor
     verifier: Verifier
     store: SqlStore
-    driver: QEMUDriver
     paths: DataPaths
     lock: IO[str]
 
@@ -82,7 +81,6 @@ def build(config: Config) -> Built:
         idle=IdleMonitor(ctx, established),
         verifier=_verifier(config, stored, clock),
         store=store,
-        driver=driver,
         paths=paths,
         lock=_take(paths),  # last: whatever fails before holds nothing
     )

@@ -8,12 +8,10 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 from hatchvm.base.errors import Conflict, Corrupt, Exhausted, Unavailable, Unsupported
+from hatchvm.base.files import NO_ROOM
 from hatchvm.snapshots.layout import MAX_STREAM_BYTES, block_bytes_for
-
-_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,7 +84,7 @@ def local_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in NO_ROOM:
             raise Exhausted("the disk of this host is full", detail=f"{path}: {error}") from error
         raise Unavailable("the files of the snapshot cannot be used", detail=f"{path}: {error}") from error
 
