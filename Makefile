@@ -18,6 +18,7 @@ serve: setup ## run the daemon with the environment's HATCH_* settings
 	@$(BIN)/hatchvm serve
 
 test: setup ## the whole suite, real VMs included; ARGS=... goes to pytest
+	@scripts/test-servers
 	@$(BIN)/hatchvm image build tiny
 	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 

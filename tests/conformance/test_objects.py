@@ -8,14 +8,20 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+import urllib3
 
 from hatchvm.base.errors import Conflict, Invalid, NotFound
 from hatchvm.objects.directory import DirectoryStore
 from hatchvm.ports.objects import ObjectStore
+from hatchvm.testing.s3.places import empty_store
+
+pytest_plugins = ["hatchvm.testing.s3.fixtures"]
 
 #: One line an implementation: its name and how to open an empty store.
-STORES: dict[str, Callable[[Path], ObjectStore]] = {
-    "directory": lambda folder: DirectoryStore(folder / "objects"),
+STORES: dict[str, Callable[[pytest.FixtureRequest], ObjectStore]] = {
+    "directory": lambda request: DirectoryStore(request.getfixturevalue("tmp_path") / "objects"),
+    "ceph": lambda request: empty_store(request.getfixturevalue("ceph_server")),
+    "rclone": lambda request: empty_store(request.getfixturevalue("rclone_server")),
 }
 
 EVERY_BYTE = bytes(range(256)) * 5
@@ -24,8 +30,8 @@ HOSTILE += ["ä", "a\n", "~tmp/x", "a:b", "x" * 2000, "a/" * 800 + "a", "a/%2e%2
 
 
 @pytest.fixture(params=list(STORES))
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    return STORES[request.param](tmp_path)
+def store(request: pytest.FixtureRequest) -> ObjectStore:
+    return STORES[request.param](request)
 
 
 async def keys(store: ObjectStore, prefix: str) -> list[str]:
@@ -164,6 +170,7 @@ async def test_hostile_keys_are_refused_everywhere(store: ObjectStore, key: str)
         store.get,
         store.info,
         store.delete,
+        store.locate,
     ]
     for call in calls:
         with pytest.raises(Invalid):
@@ -188,6 +195,23 @@ async def test_check_proves_the_store_and_leaves_no_trace(store: ObjectStore) ->
     await store.put("k", b"1")
     await store.check()
     assert await keys(store, "") == ["k"]
+
+
+def read_elsewhere(place: str, start: int, end: int) -> bytes:
+    """What a process without the store's credentials reads of the object."""
+    if place.startswith("/"):
+        return Path(place).read_bytes()[start:end]
+    with urllib3.PoolManager() as http:
+        answer = http.request("GET", place, headers={"Range": f"bytes={start}-{end - 1}"})
+        assert answer.status in (200, 206)
+        return answer.data
+
+
+async def test_an_object_can_be_read_where_it_is_located(store: ObjectStore) -> None:
+    place = await store.locate("a/k")
+    await store.put("a/k", EVERY_BYTE)
+    assert await asyncio.to_thread(read_elsewhere, place, 0, len(EVERY_BYTE)) == EVERY_BYTE
+    assert await asyncio.to_thread(read_elsewhere, place, 250, 300) == EVERY_BYTE[250:300]
 
 
 async def test_a_cancelled_put_happened_or_did_not(store: ObjectStore) -> None:

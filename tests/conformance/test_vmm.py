@@ -376,11 +376,14 @@ async def test_memory_of_the_wrong_size_is_corrupt(rig: Rig, plan: LaunchPlan) -
         await rig.driver().restore(plan)
 
 
-async def test_a_stamp_is_the_same_until_the_plan_changes(rig: Rig, plan: LaunchPlan) -> None:
+async def test_a_stamp_is_the_same_until_the_plan_changes(rig: Rig, plan: LaunchPlan, tmp_path: Path) -> None:
     driver = rig.driver()
     stamp = await driver.stamp(plan)
     assert await rig.driver().stamp(plan) == stamp
-    for change in ({"mem_mib": 64}, {"vcpu_count": 2}, {"net": None}, {"image_digest": "other"}):
+    kernel = tmp_path / "other kernel"
+    kernel.write_bytes(b"another")
+    boot = replace(plan.boot, kernel=kernel)
+    for change in ({"mem_mib": 64}, {"vcpu_count": 2}, {"net": None}, {"boot": boot}, {"image_digest": "other"}):
         assert (await driver.stamp(replace(plan, **change))).difference(stamp)
 
 

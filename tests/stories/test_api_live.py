@@ -126,6 +126,8 @@ def test_the_client_speaks_every_call(client: Client) -> None:
     snapshot = client.snapshot_vm(vm["id"])
     assert client.list_snapshots(vm["id"]) == [client.get_snapshot(snapshot["id"])]
     assert client.restore_vm(vm["id"])["state"] == "running"
+    client.snapshot_vm(vm["id"])
+    assert client.restore_vm(vm["id"], snapshot["id"], mode="disk")["state"] == "running"
     client.delete_snapshot(snapshot["id"])
     assert client.stop_vm(vm["id"])["state"] == "stopped"
     assert client.start_vm(vm["id"])["state"] == "running"
@@ -163,9 +165,20 @@ def test_what_the_daemon_refuses_is_an_api_error(client: Client) -> None:
     assert (refused.value.status, refused.value.kind) == (404, Kind.NOT_FOUND)
 
 
+def test_what_waits_is_told_also_by_a_daemon_that_is_not_ready(live: Live, client: Client) -> None:
+    assert client.status() | {"vms": {}} == client.status() | {"status": "ready", "store": "directory", "vms": {}}
+    live.house.trouble = Unavailable("the store is down")
+    try:
+        status = client.status()
+    finally:
+        live.house.trouble = None
+    assert (status["status"], status["error"], status["uploads"]) == ("not ready", "the store is down", [])
+
+
 def test_no_key(live: Live) -> None:
     with Client(live.url) as client:
         assert client.health()["status"] == "ok"
+        assert client.status()["status"] == "ready"
         with pytest.raises(ApiError, match="missing or invalid API key") as refused:
             client.list_vms()
         assert refused.value.kind is Kind.UNAUTHENTICATED

@@ -94,6 +94,15 @@ async def restore_older(world: World, vm: VM) -> None:
     await world.vms.restore(vm.id, oldest.id)
 
 
+async def restore_disk(world: World, vm: VM) -> None:
+    await world.vms.restore(vm.id, None, disk=True)
+
+
+async def restore_older_disk(world: World, vm: VM) -> None:
+    oldest = (await world.snapshots(vm))[-1]
+    await world.vms.restore(vm.id, oldest.id, disk=True)
+
+
 async def stop(world: World, vm: VM) -> None:
     await world.vms.stop(vm.id)
 
@@ -123,6 +132,8 @@ VERBS: Final[dict[str, tuple[Callable[[World], Awaitable[VM]], Verb]]] = {
     "suspend": (World.vm, suspend),
     "wake": (World.asleep, wake),
     "restore": (slept_twice, restore_older),
+    "restore disk": (World.asleep, restore_disk),
+    "restore older disk": (slept_twice, restore_older_disk),
     "stop": (World.vm, stop),
     "stop asleep": (World.asleep, stop),
     "start": (stopped, start),

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from hatchvm.base import tasks
-from hatchvm.base.errors import HatchError, Internal, Unavailable
+from hatchvm.base.errors import HatchError, Internal, Unavailable, Unsupported
 from hatchvm.domain.lifecycle import State
+from hatchvm.domain.snapshot import Stamp
+from hatchvm.domain.vm import NewVM
+from hatchvm.testing.vmm import STAMP
 from hatchvm.testing.world import World
 
 
@@ -99,18 +103,54 @@ async def test_the_delay_grows_and_the_first_success_ends_it(world: World) -> No
     assert (world.state(vm), world.now(vm).wake_failures, world.now(vm).state_reason) == (State.RUNNING, 0, "")
 
 
-async def test_what_another_vmm_saved_is_refused_before_anything_starts(world: World) -> None:
+@pytest.mark.parametrize("name", [field.name for field in fields(Stamp)])
+async def test_what_does_not_fit_is_refused_before_anything_starts(world: World, name: str) -> None:
+    """The words for each difference: `tests/unit/domain/test_values.py`."""
     vm = await world.asleep()
-    world.driver.version = "2"
+    world.driver.differs = {name: 7 if isinstance(getattr(STAMP, name), int) else "other"}
     with pytest.raises(Unavailable, match="failed to wake vm"):
         await need(world, vm.id)
     assert world.state(vm) is State.SNAPSHOTTED
-    assert "made with vmm version '1', this host has '2'" in world.now(vm).state_reason
+    reason = world.now(vm).state_reason
+    assert reason.startswith("wake failed: the saved memory does not fit this host: ")
+    assert reason.endswith(f"; its disk can still be booted: hatchvm vm restore --disk {vm.id}")
     assert "restore" not in world.step.taken
-    world.driver.version = "1"
+    world.driver.differs = {}
     world.clock.advance(1)
-    await need(world, vm.id)
-    assert world.state(vm) is State.RUNNING
+    assert await world.request(vm) == 1
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Stamp)])
+async def test_what_does_not_fit_is_not_even_fetched(world: World, name: str) -> None:
+    vm = await world.asleep()
+    await world.request(vm)
+    newest = await world.vms.snapshot(vm.id)
+    older = (await world.snapshots(vm))[-1]
+    world.driver.differs = {name: 7 if isinstance(getattr(STAMP, name), int) else "other"}
+    advice = f"; its disk can still be booted: hatchvm vm restore --disk --snapshot {older.id} {vm.id}"
+    world.step.taken.clear()
+    with pytest.raises(Unsupported, match="the saved memory does not fit this host: ") as refused:
+        await world.vms.restore(vm.id, older.id)
+    assert str(refused.value).endswith(advice)
+    assert world.state(vm) is State.SNAPSHOTTED
+    assert world.step.taken.count("get") == 1, "only the manifest"
+    with pytest.raises(Unsupported, match="copy it on a host like the one it was made on"):
+        await world.vms.create(NewVM(snapshot_id=newest.id))
+    world.driver.differs = {}
+    assert await world.request(vm) == 2, "its own memory was not touched"
+
+
+async def test_a_restore_is_told_why_a_wake_failed(world: World) -> None:
+    vm = await world.asleep()
+    world.driver.differs = {"cpu_model": "Toes"}
+    with pytest.raises(Unsupported, match="it was made on CPU 'Fingers', this host has 'Toes'"):
+        await world.vms.restore(vm.id, None)
+    with pytest.raises(Unavailable, match=r"^wake failed: .*'Toes'") as told:
+        await world.vms.restore(vm.id, None)
+    assert told.value.retry_after_s == 1
+    world.driver.differs = {}
+    world.clock.advance(1)
+    assert (await world.vms.restore(vm.id, None)).state is State.RUNNING
 
 
 @pytest.mark.parametrize("leave", ["cancel", "timeout"])

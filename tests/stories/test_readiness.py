@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from hatchvm.base.errors import HatchError, Unavailable, Unsupported
+from hatchvm.base import tasks
+from hatchvm.base.errors import Conflict, Corrupt, HatchError, Unavailable, Unsupported
+from hatchvm.control.vms import upload
+from hatchvm.testing.vmm import no_hook
 from hatchvm.testing.world import World
 
 
@@ -20,6 +24,81 @@ async def world(tmp_path: Path) -> AsyncIterator[World]:
 
 async def test_a_whole_house_is_ready(world: World) -> None:
     await world.house.ready()
+
+
+async def test_a_snapshot_that_is_not_stored_yet_is_told_and_does_not_make_it_unready(world: World) -> None:
+    vm, awake = await world.vm(), await world.vm()
+    overview = await world.house.overview()
+    assert (overview.store, overview.vms, overview.uploads) == ("directory", {"running": 2}, [])
+
+    async def down(at: str) -> None:
+        if at == "put":
+            raise Unavailable("the store is down")
+
+    world.step.interfere = down
+    with pytest.raises(Unavailable):
+        await world.vms.snapshot(vm.id)
+    await breathe()
+    overview = await world.house.overview()
+    assert overview.vms == {"running": 1, "snapshotted": 1}
+    [waits] = overview.uploads
+    [row] = await world.snapshots(vm)
+    assert (waits.vm_id, waits.snapshot_id, waits.since) == (vm.id, row.id, row.created_at)
+    assert (waits.error, waits.uploading) == ("the store is down", False)
+    assert waits.retry_at is not None and waits.retry_at > world.clock.now()
+    await world.house.ready()
+    before_s = waits.waited_s
+    world.clock.advance(0.5)
+    [waits] = upload.pending(world.ctx)
+    assert waits.waited_s >= before_s + 0.5
+    with pytest.raises(Unavailable):
+        await world.vms.snapshot(awake.id)
+    assert [one.vm_id for one in upload.pending(world.ctx)] == [vm.id, awake.id], "the oldest first"
+    world.step.interfere = no_hook
+    world.clock.advance(60)
+    for one in (vm, awake):
+        task = world.owner(one).upload
+        assert task is not None
+        await asyncio.wait([task])
+    assert upload.pending(world.ctx) == []
+
+
+async def test_an_upload_under_way_and_one_that_is_lost_are_told_apart(world: World) -> None:
+    vm = await world.vm()
+    reached = asyncio.Event()
+
+    async def hang(at: str) -> None:
+        if at == "put":
+            reached.set()
+            await asyncio.Event().wait()
+
+    world.step.interfere = hang
+    snapshot = tasks.spawn(world.vms.snapshot(vm.id), name="snapshot")
+    await reached.wait()
+    [waits] = upload.pending(world.ctx)
+    assert (waits.error, waits.uploading, waits.retry_at) == ("", True, None)
+    assert await world.request(vm) == 1
+    with pytest.raises(Conflict):
+        await snapshot
+    assert upload.pending(world.ctx) == []
+
+    async def damage(at: str) -> None:
+        if at == "quit done":
+            world.paths.vm(vm.id).state.write_bytes(b"damage")
+
+    world.step.interfere = damage
+    with pytest.raises(Corrupt):
+        await world.vms.snapshot(vm.id)
+    await breathe()
+    [waits] = upload.pending(world.ctx)
+    assert (waits.uploading, waits.retry_at) == (False, None)
+    assert waits.error.startswith("the saved device state or memory is not what was saved")
+
+
+async def breathe() -> None:
+    """Let whoever can go on go on."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 async def test_a_missing_vmm_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

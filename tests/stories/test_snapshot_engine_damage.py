@@ -13,16 +13,15 @@ from typing import Final
 import pytest
 
 from hatchvm.base.errors import Corrupt, NotFound, Unsupported
-from hatchvm.domain.snapshot import Stamp
 from hatchvm.objects.directory import DirectoryStore
 from hatchvm.snapshots.codec import Codec, Encoder, digest
 from hatchvm.snapshots.engine import SnapshotEngine
 from hatchvm.snapshots.layout import BLOCK_BYTES
 from hatchvm.snapshots.manifest import Manifest, Pack, encode
+from hatchvm.testing.vmm import STAMP
 
 VM: Final = "vm-0123456789ab"
 SNAP: Final = "snap-0123456789ab"
-STAMP: Final = Stamp(vmm="q", vmm_version="7", machine="m", mem_mib=1, vcpu_count=1, devices="d", image_digest="i")
 
 
 class House:

@@ -16,17 +16,16 @@ import pytest
 
 from hatchvm.base.errors import HatchError, NotFound, Unavailable
 from hatchvm.base.tasks import spawn
-from hatchvm.domain.snapshot import Stamp
 from hatchvm.objects.directory import DirectoryStore
 from hatchvm.ports.objects import ObjectInfo
 from hatchvm.snapshots.engine import SnapshotEngine
 from hatchvm.snapshots.layout import BLOCK_BYTES
 from hatchvm.snapshots.local import Source
 from hatchvm.snapshots.manifest import Manifest
+from hatchvm.testing.vmm import STAMP
 
 VM: Final = "vm-0123456789ab"
 SNAP: Final = "snap-0123456789ab"
-STAMP: Final = Stamp(vmm="q", vmm_version="7", machine="m", mem_mib=1, vcpu_count=1, devices="d", image_digest="i")
 
 Hook = Callable[[], Awaitable[None]]
 
@@ -72,6 +71,9 @@ class Watched:
 
     async def delete(self, key: str) -> None:
         await self._around(key, lambda: self._inner.delete(key))
+
+    async def locate(self, key: str) -> str:
+        return await self._inner.locate(key)
 
     async def check(self) -> None:
         await self._inner.check()

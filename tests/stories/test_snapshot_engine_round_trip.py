@@ -16,18 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hatchvm.base.errors import Conflict, Corrupt, Exhausted, Invalid, NotFound, Unavailable, Unsupported
-from hatchvm.domain.snapshot import Stamp
 from hatchvm.objects.directory import DirectoryStore
 from hatchvm.snapshots.engine import SnapshotEngine
 from hatchvm.snapshots.layout import BLOCK_BYTES, PACK_BYTES
 from hatchvm.snapshots.manifest import Manifest
+from hatchvm.testing import vmm
 
 VM: Final = "vm-0123456789ab"
 SNAP: Final = "snap-0123456789ab"
 OTHER: Final = "snap-ba9876543210"
-STAMP: Final = Stamp(
-    vmm="qemu", vmm_version="7.2 ü", machine="microvm", mem_mib=1, vcpu_count=1, devices="d", image_digest="i"
-)
+STAMP: Final = replace(vmm.STAMP, vmm_version="7.2 ü")
 CREATED_AT: Final = datetime(2026, 3, 6, 14, 30, 0, 123456, tzinfo=UTC)
 
 #: offset, length, kind: what is written into an otherwise empty file

@@ -18,7 +18,7 @@ from hatchvm.domain.lifecycle import PUBLIC
 from hatchvm.domain.route import Route
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM
-from hatchvm.ports.house import Event
+from hatchvm.ports.house import Event, Overview
 
 
 class Problem(BaseModel):
@@ -134,10 +134,29 @@ class Health(BaseModel):
     route_count: int
 
 
-class Ready(BaseModel):
-    """Requests can be served."""
+class UploadAnswer(BaseModel):
+    """A snapshot that is on this host only, so far. `error`: why the last attempt to store it failed.
 
-    status: Literal["ready"] = "ready"
+    Neither `uploading` nor to be retried: what was to be stored is lost.
+    """
+
+    vm_id: str
+    snapshot_id: str
+    pending_since: str
+    error: str
+    uploading: bool
+    next_retry_at: str | None
+
+
+class Ready(BaseModel):
+    """Whether requests can be served, and what the node looks after: VMs by state, snapshots not in the store yet."""
+
+    status: Literal["ready", "not ready"]
+    store: str
+    vms: dict[str, int]
+    uploads_pending: int
+    oldest_pending_seconds: float
+    uploads: list[UploadAnswer]
 
 
 class EventAnswer(BaseModel):
@@ -149,6 +168,28 @@ class EventAnswer(BaseModel):
     vm_id: str
     state: str
     reason: str
+
+
+def ready_answer(overview: Overview, *, ready: bool) -> Ready:
+    uploads = overview.uploads
+    return Ready(
+        status="ready" if ready else "not ready",
+        store=overview.store,
+        vms=dict(overview.vms),
+        uploads_pending=len(uploads),
+        oldest_pending_seconds=round(uploads[0].waited_s, 3) if uploads else 0.0,
+        uploads=[
+            UploadAnswer(
+                vm_id=one.vm_id,
+                snapshot_id=one.snapshot_id,
+                pending_since=rfc3339(one.since),
+                error=one.error,
+                uploading=one.uploading,
+                next_retry_at=_time(one.retry_at),
+            )
+            for one in uploads
+        ],
+    )
 
 
 def vm_answer(vm: VM, context: Context) -> VMAnswer:

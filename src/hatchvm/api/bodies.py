@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from hatchvm.api.fields import (
@@ -47,9 +49,13 @@ class VMCreate(VMDefaults):
 
 
 class VMRestore(Body):
-    """Which snapshot to wake from; the latest if left out."""
+    """Which snapshot to restore, the latest if left out; and what of it.
+
+    `memory`: the VM goes on exactly where it left off. `disk`: it boots from the disk, its memory is forgotten.
+    """
 
     snapshot_id: Reference = optional()
+    mode: Literal["memory", "disk"] = "memory"
 
 
 class RouteCreate(Body):

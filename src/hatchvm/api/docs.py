@@ -103,6 +103,8 @@ def _type(schema: Node) -> str:
 
 def _limits(schema: Node) -> str:
     said = [f"{words} {schema[key]}" for key, words in _LIMITS.items() if key in schema]
+    if "enum" in schema:
+        said.append(f"one of {', '.join(schema['enum'])}")
     if "default" in schema:
         said.append(f"default {schema['default']}".lower())
     return escape("; ".join(said))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
@@ -23,6 +24,7 @@ _SENTENCES: Final = {
     "missing": "is required",
     "extra_forbidden": "is not a known field",
     "int_type": "must be a whole number",
+    "literal_error": "must be {expected}",
     "bool_type": "must be true or false",
     "string_type": "must be a string",
     "string_unicode": "must be valid Unicode",
@@ -37,6 +39,7 @@ _SENTENCES: Final = {
     "value_error": "{error}",
 }
 _MAX_NAME_LENGTH: Final = 80
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 def install(app: FastAPI) -> None:
@@ -63,8 +66,8 @@ def install(app: FastAPI) -> None:
         return _problem(400, "the client hung up")
 
 
-def answer(error: HatchError) -> Response:
-    """The answer to an error: its kind decides the status."""
+def answer(error: HatchError, also: Mapping[str, Any] = _NOTHING) -> Response:
+    """The answer to an error: its kind decides the status. `also`: what else the caller is told."""
     status = HTTP_STATUS[error.kind]
     headers = {}
     if error.retry_after_s is not None:
@@ -74,7 +77,7 @@ def answer(error: HatchError) -> Response:
     if status == 500 or error.detail:
         level = logging.ERROR if status == 500 else logging.INFO
         _log.log(level, "request refused", extra={"error": error.message, "detail": error.detail})
-    return _problem(status, error.message, headers)
+    return _problem(status, error.message, headers, also)
 
 
 def sentence_of(errors: Sequence[Mapping[str, Any]]) -> str:
@@ -96,5 +99,7 @@ def allowed_methods(app: FastAPI, path: str) -> str:
     return ", ".join(sorted(methods))
 
 
-def _problem(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-    return JSONResponse({"error": sentence}, status, headers=dict(headers or {}))
+def _problem(
+    status: int, sentence: str, headers: Mapping[str, str] | None = None, also: Mapping[str, Any] = _NOTHING
+) -> Response:
+    return JSONResponse({"error": sentence, **also}, status, headers=dict(headers or {}))

@@ -4,6 +4,7 @@
       hatch.db            SQLite (WAL)
       api-key             the first key, mode 0600, for the CLI
       objects/            the object store, if it is a directory
+      packs/              what this host remembers of packs in the object store
       images/<digest>/    registered images, content-addressed, never changed
       vms/<vm id>/        one VM (see `VMPaths`)
 
@@ -84,6 +85,41 @@ class VMPaths:
         """A snapshot being fetched from the object store, renamed into place when verified."""
         return self.root / "incoming"
 
+    @property
+    def lazy(self) -> Path:
+        """Where a pager serves `memory` and `disk.qcow2` while parts of them are still in the object store."""
+        return self.root / "lazy"
+
+    @property
+    def partial(self) -> Path:
+        """The disk while parts of it are still in the object store; renamed to `disk` when it is whole."""
+        return self.root / "disk.partial"
+
+    @property
+    def lazy_map(self) -> Path:
+        """Which blocks of `partial` are here."""
+        return self.root / "lazy.map"
+
+    @property
+    def pager(self) -> Path:
+        """pid, start time and boot id of the pager."""
+        return self.root / "pager.json"
+
+    @property
+    def pager_socket(self) -> Path:
+        """The pager's control socket."""
+        return self.root / "pager.sock"
+
+    @property
+    def pager_log(self) -> Path:
+        """What the pager wrote to stderr."""
+        return self.root / "pager.log"
+
+    @property
+    def order(self) -> Path:
+        """Blocks of the memory in the order in which the last wake touched them: uint32, little-endian."""
+        return self.root / "order"
+
 
 @dataclass(frozen=True, slots=True)
 class DataPaths:
@@ -107,6 +143,10 @@ class DataPaths:
     @property
     def objects(self) -> Path:
         return self.root / "objects"
+
+    @property
+    def packs(self) -> Path:
+        return self.root / "packs"
 
     @property
     def images(self) -> Path:

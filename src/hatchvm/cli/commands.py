@@ -15,6 +15,7 @@ COMMANDS: Final = {
     "template": ("hatchvm.cli.templates:app", "Keep sets of defaults for new VMs."),
     "key": ("hatchvm.cli.keys:app", "Make and revoke API keys."),
     "events": ("hatchvm.cli.watch:events", "Print state changes as they happen."),
+    "status": ("hatchvm.cli.watch:status", "Show VMs by state, and snapshots that are not stored yet."),
     "health": ("hatchvm.cli.watch:health", "Ask the daemon how it is."),
 }
 

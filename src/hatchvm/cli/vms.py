@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import Annotated, Final, cast
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
 from hatchvm.cli.options import Defaults, given
 from hatchvm.cli.session import InSession
@@ -91,13 +91,22 @@ def snapshot(vm: str, /, *, session: InSession) -> None:
 
 
 @app.command
-def restore(vm: str, /, *, snapshot: str | None = None, session: InSession) -> None:
-    """Resume a VM where it left off.
+def restore(
+    vm: str,
+    /,
+    *,
+    snapshot: str | None = None,
+    disk: Annotated[bool, Parameter(negative="")] = False,
+    session: InSession,
+) -> None:
+    """Resume a VM where it left off, or boot it from the disk it had.
 
     Parameters
     ----------
     snapshot
-        Snapshot to resume from; the latest if not given.
+        Snapshot to restore; the latest if not given.
+    disk
+        Boot from the disk and forget the memory, such as memory that fits no host any more.
     """
     with session.client() as client:
-        session.show(client.restore_vm(client.find_vm(vm), snapshot))
+        session.show(client.restore_vm(client.find_vm(vm), snapshot, mode="disk" if disk else "memory"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 
 class VM(TypedDict):
@@ -144,6 +144,29 @@ class Health(TypedDict):
     status: str
     vm_count: int
     route_count: int
+
+
+class PendingUpload(TypedDict):
+    """A snapshot that is on the daemon's host only, so far."""
+
+    vm_id: str
+    snapshot_id: str
+    pending_since: str
+    error: str
+    uploading: bool
+    next_retry_at: str | None
+
+
+class Status(TypedDict):
+    """What the node looks after; `error` only if it is not ready."""
+
+    status: str
+    error: NotRequired[str]
+    store: str
+    vms: dict[str, int]
+    uploads_pending: int
+    oldest_pending_seconds: float
+    uploads: list[PendingUpload]
 
 
 class Event(TypedDict):

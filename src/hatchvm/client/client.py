@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self, Unpack, cast
+from typing import Literal, Self, Unpack, cast
 
 from hatchvm.base.ids import VM as VM_PREFIX
 from hatchvm.base.ids import is_id
@@ -28,9 +28,11 @@ from hatchvm.client.answers import (
     Route,
     RouteChanges,
     Snapshot,
+    Status,
     Template,
     VMDefaults,
 )
+from hatchvm.client.errors import ApiError
 from hatchvm.client.transport import Transport, data_of
 
 
@@ -38,7 +40,7 @@ class Client:
     """One daemon, spoken to synchronously. Not to be shared between threads."""
 
     def __init__(self, base_url: str, key: str | None = None) -> None:
-        """`key` may be None for `health`. Raises Invalid for a URL or key that cannot be used."""
+        """`key` may be None for `health` and `status`. Raises Invalid for a URL or key that cannot be used."""
         self._transport = Transport(base_url, key)
         self._call = self._transport.call
 
@@ -50,6 +52,15 @@ class Client:
 
     def health(self) -> Health:
         return cast(Health, self._call("GET", "healthz"))
+
+    def status(self) -> Status:
+        """VMs by state and snapshots that are not stored yet; also, with an `error`, while the node is not ready."""
+        try:
+            return cast(Status, self._call("GET", "readyz"))
+        except ApiError as error:
+            if "status" not in error.answer:
+                raise
+            return cast(Status, error.answer)
 
     def create_vm(self, **fields: Unpack[NewVM]) -> VM:
         """Returns when the VM runs."""
@@ -81,9 +92,11 @@ class Client:
         """Returns when the snapshot is committed."""
         return cast(Snapshot, self._call("POST", "vms", vm_id, "snapshot"))
 
-    def restore_vm(self, vm_id: str, snapshot_id: str | None = None) -> VM:
-        """Returns when the VM runs. None: from its latest snapshot."""
-        body = {} if snapshot_id is None else {"snapshot_id": snapshot_id}
+    def restore_vm(
+        self, vm_id: str, snapshot_id: str | None = None, *, mode: Literal["memory", "disk"] = "memory"
+    ) -> VM:
+        """Returns when the VM runs. None: its latest snapshot. `disk`: boot from its disk, forget its memory."""
+        body = {"mode": mode} if snapshot_id is None else {"mode": mode, "snapshot_id": snapshot_id}
         return cast(VM, self._call("POST", "vms", vm_id, "restore", body=body))
 
     def list_snapshots(self, vm_id: str) -> list[Snapshot]:

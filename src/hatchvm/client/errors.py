@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from hatchvm.base.errors import Kind
 
@@ -21,11 +22,19 @@ _KIND: Final = MappingProxyType(
 
 
 class ApiError(Exception):
-    """The daemon answered a call with an error. `str(error)` is its sentence."""
+    """The daemon answered a call with an error. `str(error)` is its sentence, `answer` all that it said."""
 
-    def __init__(self, status: int, sentence: str, *, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        sentence: str,
+        *,
+        retry_after_s: float | None = None,
+        answer: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         super().__init__(sentence)
         self.status = status
+        self.answer = answer
         self.retry_after_s = retry_after_s
 
     @property

@@ -82,7 +82,7 @@ def _read(answer: httpx2.Response) -> Any:
     if answer.is_success and content is not None:
         return content
     if isinstance(content, dict) and isinstance(content.get("error"), str):
-        raise ApiError(answer.status_code, content["error"], retry_after_s=_retry_after_s(answer))
+        raise ApiError(answer.status_code, content["error"], retry_after_s=_retry_after_s(answer), answer=content)
     raise ApiError(answer.status_code, f"{answer.url.host} does not answer like a Hatch daemon")
 
 

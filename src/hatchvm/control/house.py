@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
 
@@ -12,9 +13,11 @@ from hatchvm.control.images import ImageCases, TemplateCases
 from hatchvm.control.keys import KeyCases
 from hatchvm.control.routes import RouteCases
 from hatchvm.control.snapshots import SnapshotCases
-from hatchvm.control.vms import create, delete, power, restore, suspend
+from hatchvm.control.vms import create, delete, power, restore, suspend, upload
+from hatchvm.domain.lifecycle import PUBLIC
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM, NewVM
+from hatchvm.ports.house import Overview
 
 
 class VMCases:
@@ -45,8 +48,8 @@ class VMCases:
     async def snapshot(self, vm_id: str) -> Snapshot:
         return await suspend.snapshot(self._ctx, vm_id)
 
-    async def restore(self, vm_id: str, snapshot_id: str | None) -> VM:
-        return await restore.restore(self._ctx, vm_id, snapshot_id)
+    async def restore(self, vm_id: str, snapshot_id: str | None, *, disk: bool = False) -> VM:
+        return await restore.restore(self._ctx, vm_id, snapshot_id, disk=disk)
 
     async def snapshots(self, vm_id: str) -> Sequence[Snapshot]:
         self._ctx.owners.get(vm_id)
@@ -73,6 +76,10 @@ class ControlPlane:
 
     async def health(self) -> tuple[int, int]:
         return sum(1 for _ in self._ctx.owners), len(self._ctx.routes)
+
+    async def overview(self) -> Overview:
+        states = Counter(PUBLIC[owner.vm.state] for owner in self._ctx.owners)
+        return Overview(store=self._ctx.settings.snapshot_store, vms=states, uploads=upload.pending(self._ctx))
 
     async def ready(self) -> None:
         try:

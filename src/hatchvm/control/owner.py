@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import replace
+from datetime import datetime
 from typing import Any, TypeVar
 
 import structlog
@@ -44,6 +45,8 @@ class Owner:
         #: The newest snapshot while it is not committed, and its upload.
         self.pending: Snapshot | None = None
         self.upload: asyncio.Task[None] | None = None
+        #: When a failed upload is tried again; None while it is under way.
+        self.upload_retry_at: datetime | None = None
         #: The wake under way, which every asker shares.
         self.waking: asyncio.Task[None] | None = None
         #: How many processes were started for it: whose end is reported may not be the one that runs now.

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Unavailable
@@ -14,22 +15,36 @@ from hatchvm.domain.image import Image
 from hatchvm.domain.lifecycle import Found
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM
-from hatchvm.node import adopt, console, launch, storage, suspend, wake
+from hatchvm.node import adopt, console, launch, lazy, pair, storage, suspend, touched, wake
 from hatchvm.node.host import Host
+from hatchvm.node.lazy import Pager, Pagers
 from hatchvm.ports.node import OnExit, Sizes, Suspended
-from hatchvm.ports.vmm import Driver, Handle
+from hatchvm.ports.vmm import Driver, Exit, Handle
 from hatchvm.snapshots.engine import SnapshotEngine
+from hatchvm.snapshots.seal import Ring
 
 
 class LocalNode:
     """This host. `engine` is None where no snapshot store is configured."""
 
     def __init__(
-        self, node_id: str, paths: DataPaths, driver: Driver, engine: SnapshotEngine | None, *, boot_id: str
+        self,
+        node_id: str,
+        paths: DataPaths,
+        driver: Driver,
+        engine: SnapshotEngine | None,
+        pagers: Pagers | None = None,
+        *,
+        boot_id: str,
     ) -> None:
+        """Without `pagers`, VMs are fetched whole before they run."""
         self.id = node_id
-        self._host = Host(paths=paths, driver=driver, engine=engine, boot_id=boot_id)
+        pagers = pagers or Pagers(lazy=False, ring=Ring())
+        self._host = Host(paths=paths, driver=driver, engine=engine, pagers=pagers, boot_id=boot_id)
         self._live: dict[str, Handle] = {}
+        #: Pagers of VMs that run, and of those whose next step is a wake.
+        self._pagers: dict[str, Pager] = {}
+        self._recording: dict[str, asyncio.Task[None]] = {}
         self._on_exit: OnExit = lambda vm_id, ended: None
 
     def on_exit(self, callback: OnExit) -> None:
@@ -46,48 +61,80 @@ class LocalNode:
 
     async def suspend(self, vm: VM, image: Image, wanted: Callable[[], bool]) -> Suspended | None:
         handle = self._handle(vm.id)
-        done = await suspend.save(self._host, vm, image, handle, wanted)
+        done = await suspend.save(self._host, vm, image, handle, self._pagers.get(vm.id), wanted)
         if done is not None:
             self._live.pop(vm.id, None)
+            self._stop_recording(vm.id)
             await suspend.let_go(handle)
+            await self._end_pager(vm.id)
         return done
 
     async def wake(self, vm: VM, image: Image, ports: Collection[int]) -> None:
-        await self._end(vm.id)
-        self._keep(vm.id, await wake.wake(self._host, vm, image, ports))
+        pager = None if vm.id in self._live else self._pagers.get(vm.id)
+        if pager is None:
+            await self._end(vm.id)
+            handle = await wake.wake(self._host, vm, image, ports)
+        else:
+            try:
+                handle = await wake.wake_lazily(self._host, vm, image, ports, pager)
+            except BaseException:
+                await self._end(vm.id)
+                raise
+        self._keep(vm.id, handle)
+        recording = touched.record(self._vm(vm.id), handle.pid)
+        self._recording[vm.id] = tasks.supervise(recording, name=f"record {vm.id}")
         tasks.supervise(self._expose_ssh(vm), name=f"expose ssh {vm.id}")
 
     async def halt(self, vm_id: str, *, timeout_s: float) -> None:
         handle = self._live.pop(vm_id, None)
         if handle is not None:
             await launch.halt(handle, timeout_s=timeout_s)
+        self._stop_recording(vm_id)
+        await self._end_pager(vm_id)
         launch.forget_memory(self._vm(vm_id))
 
     async def destroy(self, vm_id: str) -> None:
         await self._end(vm_id)
+        await lazy.kill_stray(self._vm(vm_id))
         await asyncio.to_thread(shutil.rmtree, self._vm(vm_id).root, ignore_errors=True)
 
-    async def upload(self, vm: VM, image: Image, snapshot: Snapshot) -> Sizes:
-        return await storage.upload(self._host, vm, snapshot)
+    async def upload(self, vm: VM, snapshot: Snapshot, bases: Sequence[Snapshot]) -> Sizes:
+        return await storage.upload(self._host, vm, snapshot, bases)
 
     async def fetch(self, vm: VM, image: Image, source: Snapshot) -> None:
-        await storage.fetch(self._host, vm, image, source)
+        await self._end_pager(vm.id)
+        pager = await storage.fetch(self._host, vm, image, source)
+        if pager is not None:
+            self._keep_pager(vm.id, pager)
+
+    async def fetch_disk(self, vm: VM, image: Image, source: Snapshot) -> None:
+        await self._end_pager(vm.id)
+        await storage.fetch_disk(self._host, vm, image, source)
+
+    async def saved(self, vm_id: str) -> bool:
+        return pair.sound(self._vm(vm_id), self._host.boot_id)
 
     async def discard(self, snapshot: Snapshot) -> None:
-        await self._host.snapshots().delete(snapshot.vm_id, snapshot.id)
+        keys, engine = storage.keys_of(snapshot), self._host.snapshots()
+        await lazy.release(self._host.paths, engine, self._host.pagers, lambda needed: needed == keys)
+        await engine.delete(keys)
 
     async def discard_all(self, vm_id: str) -> None:
-        if self._host.engine is not None:
-            await self._host.engine.delete_vm(vm_id)
+        engine = self._host.engine
+        if engine is not None:
+            await lazy.release(self._host.paths, engine, self._host.pagers, lambda needed: needed.vm_id == vm_id)
+            await engine.delete_vm(vm_id)
 
     async def committed(self, snapshot: Snapshot) -> Sizes | None:
         return await storage.committed(self._host, snapshot)
 
     async def adopt(self, vm: VM, image: Image) -> Found:
-        found, handle = await adopt.adopt(self._host, vm, image)
-        if handle is not None:
-            self._keep(vm.id, handle)
-        return found
+        adopted = await adopt.adopt(self._host, vm, image)
+        if adopted.pager is not None:
+            self._keep_pager(vm.id, adopted.pager)
+        if adopted.handle is not None:
+            self._keep(vm.id, adopted.handle)
+        return adopted.found
 
     async def sweep(self, known: Collection[str]) -> list[str]:
         return await adopt.sweep(self._host, known)
@@ -101,6 +148,7 @@ class LocalNode:
             await self._host.engine.check()
 
     async def tidy(self) -> None:
+        self._host.pagers.warm()
         for vm_id in list(self._live):
             console.trim(self._vm(vm_id))
 
@@ -119,6 +167,18 @@ class LocalNode:
         if handle is not None:
             await handle.kill()
         await self._host.driver.kill_stray(self._vm(vm_id))
+        self._stop_recording(vm_id)
+        await self._end_pager(vm_id)
+
+    async def _end_pager(self, vm_id: str) -> None:
+        pager = self._pagers.pop(vm_id, None)
+        if pager is not None:
+            await pager.end()
+
+    def _stop_recording(self, vm_id: str) -> None:
+        recording = self._recording.pop(vm_id, None)
+        if recording is not None:
+            recording.cancel()
 
     def _keep(self, vm_id: str, handle: Handle) -> None:
         self._live[vm_id] = handle
@@ -127,9 +187,27 @@ class LocalNode:
     async def _watch(self, vm_id: str, handle: Handle) -> None:
         """Report an end that no sequence of ours brought about (those take the handle away first)."""
         ended = await handle.wait()
+        pager = self._pagers.get(vm_id)
+        wrong = await pager.wrong() if pager is not None else None
         if self._live.get(vm_id) is handle:
             del self._live[vm_id]
-            self._on_exit(vm_id, ended)
+            self._on_exit(vm_id, replace(ended, reason=f"{wrong}; {ended.reason}") if wrong else ended)
+
+    def _keep_pager(self, vm_id: str, pager: Pager) -> None:
+        self._pagers[vm_id] = pager
+        tasks.supervise(self._watch_pager(vm_id, pager), name=f"watch pager {vm_id}")
+
+    async def _watch_pager(self, vm_id: str, pager: Pager) -> None:
+        """A guest whose memory nobody serves any more is lost. What the pager knew to be durable of its disk is not."""
+        await pager.wait()
+        if self._pagers.get(vm_id) is not pager:
+            return
+        del self._pagers[vm_id]
+        await pager.kill()
+        handle = self._live.pop(vm_id, None)
+        if handle is not None:
+            await handle.kill()
+            self._on_exit(vm_id, Exit(False, "the process that served the VM's memory ended unexpectedly"))
 
     async def _expose_ssh(self, vm: VM) -> None:
         handle = self._live.get(vm.id)

@@ -6,10 +6,12 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Final
 
-from hatchvm.base.errors import Unavailable
+from hatchvm.base.errors import Unavailable, Unsupported
 from hatchvm.base.paths import DataPaths
 from hatchvm.domain.image import Image
+from hatchvm.domain.snapshot import Stamp
 from hatchvm.domain.vm import VM
+from hatchvm.node.lazy import Pagers
 from hatchvm.ports.vmm import Driver, LaunchPlan, NetPlan
 from hatchvm.snapshots.engine import SnapshotEngine
 
@@ -23,6 +25,7 @@ class Host:
     paths: DataPaths
     driver: Driver
     engine: SnapshotEngine | None
+    pagers: Pagers
     boot_id: str
 
     def snapshots(self) -> SnapshotEngine:
@@ -31,8 +34,21 @@ class Host:
         return self.engine
 
 
+async def ensure_fit(host: Host, stamp: Stamp, launch_plan: LaunchPlan, *, instead: str) -> None:
+    """Raises Unsupported if memory with this stamp cannot be resumed here; `instead`: what can be done."""
+    difference = stamp.difference(await host.driver.stamp(launch_plan))
+    if difference is not None:
+        raise Unsupported(f"the saved memory does not fit this host: {difference}; {instead}")
+
+
 def plan(
-    host: Host, vm: VM, image: Image, *, ports: Collection[int] = (), accepted: frozenset[int] = frozenset()
+    host: Host,
+    vm: VM,
+    image: Image,
+    *,
+    ports: Collection[int] = (),
+    accepted: frozenset[int] = frozenset(),
+    lazy: bool = False,
 ) -> LaunchPlan:
     """How to start this VM. `ports`: guest ports that will be dialled, reachable from the start."""
     net = None
@@ -49,4 +65,5 @@ def plan(
         mem_mib=vm.spec.mem_mib,
         net=net,
         has_seed=True,
+        lazy=lazy,
     )

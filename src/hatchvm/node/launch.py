@@ -14,9 +14,10 @@ from hatchvm.base.units import MIB, format_bytes
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.images.seed import write_seed
-from hatchvm.node import pair
+from hatchvm.node import lazy, pair
 from hatchvm.node.host import SSH_PORT, Host, plan
 from hatchvm.node.suspend import let_go
+from hatchvm.pager import ledger
 from hatchvm.ports.vmm import Handle
 from hatchvm.telemetry import logs
 
@@ -59,10 +60,12 @@ def ensure_room(paths: VMPaths, mem_mib: int) -> None:
 async def boot(host: Host, vm: VM, image: Image) -> Handle:
     """Start the guest from its disk with fresh memory. Its parts are made now if a killed daemon left some unmade."""
     paths = host.paths.vm(vm.id)
+    if ledger.source(paths) is not None:
+        await lazy.complete(paths, host.snapshots(), host.pagers)
     if not paths.seed.exists() or (image.boot.rootfs is not None and not paths.disk.exists()):
         await prepare(host, vm, image, vm.spec.user_data)
-    forget_memory(paths)
     ensure_room(paths, vm.spec.mem_mib)
+    forget_memory(paths)
     return await host.driver.launch(plan(host, vm, image))
 
 
@@ -83,6 +86,7 @@ def forget_memory(paths: VMPaths) -> None:
     pair.spend(paths)
     paths.state.unlink(missing_ok=True)
     paths.memory.unlink(missing_ok=True)
+    paths.order.unlink(missing_ok=True)
 
 
 async def expose_ssh(handle: Handle, vm: VM) -> None:

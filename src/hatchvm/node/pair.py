@@ -28,6 +28,7 @@ from hatchvm.base.errors import Corrupt
 from hatchvm.base.files import sync_dir, sync_file, write_atomic
 from hatchvm.base.paths import VMPaths
 from hatchvm.domain.snapshot import Stamp
+from hatchvm.pager import ledger
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,6 +76,8 @@ def load(paths: VMPaths, boot_id: str) -> Saved | None:
     if waking is not None and waking.boot_id != boot_id:
         waking = None  # beside a `saved.json` it means: power was lost before the wake was announced for good
     saved = waking or _read(paths.saved)
+    if ledger.source(paths) is not None:
+        raise Corrupt("the VM's disk is not whole on this host")
     if saved is None or (saved.boot_id != boot_id and not saved.synced):
         return None
     try:
@@ -84,6 +87,14 @@ def load(paths: VMPaths, boot_id: str) -> Saved | None:
     if not sound:
         raise Corrupt("the saved device state or memory is not what was saved", detail=str(paths.root))
     return saved
+
+
+def sound(paths: VMPaths, boot_id: str) -> bool:
+    """Whether there is a pair that `load` would return."""
+    try:
+        return load(paths, boot_id) is not None
+    except Corrupt:
+        return False
 
 
 def begin_wake(paths: VMPaths, saved: Saved, boot_id: str) -> None:
@@ -139,7 +150,7 @@ def _write(path: Path, saved: Saved, *, durable: bool) -> None:
 def _read(path: Path) -> Saved | None:
     try:
         record: dict[str, Any] = json.loads(path.read_bytes())
-        stamp = Stamp(**record.pop("stamp"))
+        stamp = Stamp.of(record.pop("stamp"))
         return Saved(stamp=stamp, accepted=frozenset(record.pop("accepted")), **record)
     except FileNotFoundError:
         return None

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Callable, Collection, Sequence
+
+import numpy as np
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Corrupt, NotFound, Unsupported
+from hatchvm.base.files import sync_dir
 from hatchvm.base.paths import VMPaths
 from hatchvm.domain.image import Image
-from hatchvm.domain.snapshot import Snapshot, Stamp
+from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM
-from hatchvm.node import pair
-from hatchvm.node.host import Host, plan
+from hatchvm.node import pair, touched
+from hatchvm.node.host import Host, ensure_fit, plan
+from hatchvm.node.lazy import Pager
+from hatchvm.pager import ledger
 from hatchvm.ports.node import Sizes
+from hatchvm.snapshots import layout
+from hatchvm.snapshots.engine import FILES, Facts, Files
+from hatchvm.snapshots.layout import SnapshotKeys
 from hatchvm.snapshots.local import local_errors
+from hatchvm.snapshots.manifest import Manifest
 from hatchvm.snapshots.workers import outlast
 
 
-async def upload(host: Host, vm: VM, snapshot: Snapshot) -> Sizes:
-    """Commit the saved pair to the object store, after bringing it to this host's disk."""
+async def upload(host: Host, vm: VM, snapshot: Snapshot, bases: Sequence[Snapshot]) -> Sizes:
+    """Commit the saved pair to the object store, after bringing it to this host's disk. See `Node.upload`."""
     paths = host.paths.vm(vm.id)
     saved = pair.load(paths, host.boot_id)
     if saved is None:
@@ -28,57 +38,120 @@ async def upload(host: Host, vm: VM, snapshot: Snapshot) -> Sizes:
         raise Corrupt("the VM's saved memory is that of another snapshot")
     with local_errors(paths.root):
         saved = await pair.sync(paths, saved)
+    disk = paths.disk if paths.disk.exists() else None
     manifest = await host.snapshots().write(
-        snapshot.id,
-        vm.id,
-        memory=paths.memory,
-        state=paths.state,
-        disk=paths.disk if paths.disk.exists() else None,
-        stamp=saved.stamp,
-        vm_config=snapshot.vm_config,
-        created_at=snapshot.created_at,
+        keys_of(snapshot),
+        Files(memory=paths.memory, state=paths.state, disk=disk),
+        Facts(
+            stamp=saved.stamp,
+            vm_config=snapshot.vm_config,
+            created_at=snapshot.created_at,
+            bases=[keys_of(base) for base in bases],
+            order=touched.read(paths),
+        ),
     )
     return Sizes(manifest.size_bytes, manifest.stored_bytes)
+
+
+def keys_of(snapshot: Snapshot) -> SnapshotKeys:
+    return SnapshotKeys(snapshot.vm_id, snapshot.id)
 
 
 async def committed(host: Host, snapshot: Snapshot) -> Sizes | None:
     """See `ports.node.Node.committed`."""
     try:
-        manifest = await host.snapshots().manifest(snapshot.vm_id, snapshot.id)
+        manifest, _ = await host.snapshots().open(keys_of(snapshot))
     except NotFound:
         return None
     return Sizes(manifest.size_bytes, manifest.stored_bytes)
 
 
-async def fetch(host: Host, vm: VM, image: Image, source: Snapshot) -> None:
+async def fetch(host: Host, vm: VM, image: Image, source: Snapshot) -> Pager | None:
     """Replace the VM's saved pair and disk by a committed snapshot's, once every byte is here and verified.
 
-    The order of the last steps: the old marker goes, the files are exchanged, the new marker comes. Killed in between,
-    the VM has no saved memory on this host and its next wake fetches again. A cancellation comes before them or not
-    at all.
+    Where this host can do it, only the device state is fetched now: the pager that is returned serves memory and disk.
+    Raises Unsupported, before anything is fetched, if the memory cannot be resumed here.
+    """
+    manifest, data = await host.snapshots().open(keys_of(source))
+    if source.vm_id == vm.id:
+        instead = f"its disk can still be booted: hatchvm vm restore --disk --snapshot {source.id} {vm.id}"
+    else:
+        instead = "copy it on a host like the one it was made on"
+    await ensure_fit(host, manifest.stamp, plan(host, vm, image), instead=instead)
+    if host.pagers.lazy:
+        return await _begin(host, vm, manifest, data)
+
+    def mark(paths: VMPaths) -> None:
+        pair.commit(
+            paths, stamp=manifest.stamp, accepted=frozenset(), boot_id=host.boot_id, synced=True, source=source.id
+        )
+
+    await _replace(host, vm, manifest, FILES, mark)
+    return None
+
+
+async def _begin(host: Host, vm: VM, manifest: Manifest, data: bytes) -> Pager:
+    """Device state, empty files, and a pager that fills them. From the exchange on the VM has no saved pair here."""
+    paths = host.paths.vm(vm.id)
+    where = await host.snapshots().locate(manifest)
+    await _replace(host, vm, manifest, {layout.STATE}, lambda paths: _hollow(paths, manifest))
+    return await host.pagers.start(paths, manifest.keys, where, data, mounted=True)
+
+
+def _hollow(paths: VMPaths, manifest: Manifest) -> None:
+    """Memory and disk of which nothing is here. The old disk goes for good once the new one is durable."""
+    sync_dir(paths.root)  # the old marker must not come back beside memory that is not its own
+    sizes = {stream.name: (stream.size, len(stream.slots)) for stream in manifest.streams}
+    paths.memory.unlink(missing_ok=True)
+    with paths.memory.open("xb") as memory:
+        memory.truncate(sizes[layout.MEMORY][0])
+    ledger.remove(paths)
+    if layout.DISK in sizes:
+        ledger.create(paths, manifest.keys, *sizes[layout.DISK])
+    paths.disk.unlink(missing_ok=True)
+    sync_dir(paths.root)
+    touched.write(paths, manifest.order * np.uint32(manifest.block_bytes // layout.MIN_BLOCK_BYTES))
+
+
+async def fetch_disk(host: Host, vm: VM, image: Image, source: Snapshot) -> None:
+    """Replace the VM's disk by a committed snapshot's, once all of it is here and verified; saved memory is forgotten.
+
+    The memory that belongs to that disk may fit no host: only the image under the disk must be the same.
+    """
+    manifest, _ = await host.snapshots().open(keys_of(source))
+    if manifest.stamp.image_digest != image.digest:
+        raise Unsupported("the snapshot's disk lies over another image than the VM has; restore it where it was made")
+    if layout.DISK not in {stream.name for stream in manifest.streams}:
+        raise Unsupported("the snapshot holds no disk; start the VM to boot it anew")
+    await _replace(host, vm, manifest, {layout.DISK}, lambda paths: None)
+
+
+async def _replace(
+    host: Host, vm: VM, manifest: Manifest, only: Collection[str], mark: Callable[[VMPaths], None]
+) -> None:
+    """The order of the last steps: the old marker goes, the files are exchanged, the new marker comes (`mark`).
+
+    Killed in between, the VM has no saved memory on this host and its next wake fetches again. A cancellation comes
+    before them or not at all.
     """
     paths = host.paths.vm(vm.id)
-    manifest = await host.snapshots().manifest(source.vm_id, source.id)
-    difference = manifest.stamp.difference(await host.driver.stamp(plan(host, vm, image)))
-    if difference is not None:
-        raise Unsupported(f"the snapshot does not fit this host: {difference}")
     await asyncio.to_thread(shutil.rmtree, paths.incoming, ignore_errors=True)
     try:
-        await host.snapshots().fetch(manifest, paths.incoming)
-        exchanged = tasks.spawn(
-            asyncio.to_thread(_exchange, paths, manifest.stamp, host.boot_id, source.id), name=f"exchange {vm.id}"
-        )
+        await host.snapshots().fetch(manifest, paths.incoming, only=only)
+        exchanged = tasks.spawn(asyncio.to_thread(_exchange, paths, mark), name=f"exchange {vm.id}")
         await outlast([exchanged])
         exchanged.result()
     finally:
         await asyncio.to_thread(shutil.rmtree, paths.incoming, ignore_errors=True)
 
 
-def _exchange(paths: VMPaths, stamp: Stamp, boot_id: str, source: str) -> None:
+def _exchange(paths: VMPaths, mark: Callable[[VMPaths], None]) -> None:
     with local_errors(paths.root):
         pair.spend(paths)
         for target in (paths.memory, paths.state, paths.disk):
             arrived = paths.incoming / target.name
             if arrived.exists():
                 arrived.replace(target)
-        pair.commit(paths, stamp=stamp, accepted=frozenset(), boot_id=boot_id, synced=True, source=source)
+        if paths.disk.exists():
+            ledger.remove(paths)
+        mark(paths)

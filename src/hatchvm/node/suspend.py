@@ -9,29 +9,43 @@ already. Killed anywhere, a restarted daemon finds either a live process or a co
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Callable
+from typing import Final
 
+from hatchvm.base import tasks
 from hatchvm.base.errors import Exhausted, HatchError
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.node import pair
 from hatchvm.node.host import Host, plan
+from hatchvm.node.lazy import Pager
 from hatchvm.ports.node import Suspended
 from hatchvm.ports.vmm import Handle
 
+#: While the rest of a VM is fetched nobody can tell us that it is wanted: look so often.
+_LOOK_S: Final = 0.02
 
-async def save(host: Host, vm: VM, image: Image, handle: Handle, wanted: Callable[[], bool]) -> Suspended | None:
-    """Everything up to the last look; None if the VM was wanted and runs on. See `ports.node.Node.suspend`."""
+
+async def save(
+    host: Host, vm: VM, image: Image, handle: Handle, pager: Pager | None, wanted: Callable[[], bool]
+) -> Suspended | None:
+    """Everything up to the last look; None if the VM was wanted and runs on. See `ports.node.Node.suspend`.
+
+    `pager`: who serves its files, if somebody does: they become whole while the guest still runs.
+    """
     paths = host.paths.vm(vm.id)
     stamp = await host.driver.stamp(plan(host, vm, image))
-    if wanted():
+    if wanted() or (pager is not None and not await _settled(pager, wanted)):
         return None
     paused_at = time.monotonic()
     try:
         await handle.pause()
         if not wanted():
             await handle.capture()
+            if pager is not None:
+                await pager.hand_over(paths.memory.name)
         taken_back = wanted()
         if not taken_back:
             pair.commit(paths, stamp=stamp, accepted=handle.accepted, boot_id=host.boot_id, synced=False)
@@ -48,6 +62,20 @@ async def save(host: Host, vm: VM, image: Image, handle: Handle, wanted: Callabl
         await _take_back(host, vm, handle)
         return None
     return Suspended(time.monotonic() - paused_at)
+
+
+async def _settled(pager: Pager, wanted: Callable[[], bool]) -> bool:
+    """Bring home what is still in the store; False if the VM is wanted before that is done."""
+    settling = tasks.spawn(pager.settle(), name="bring home")
+    try:
+        while not settling.done():
+            if wanted():
+                return False
+            await asyncio.wait([settling], timeout=_LOOK_S)
+        settling.result()
+    finally:
+        await tasks.cancel_and_wait(settling)
+    return not wanted()
 
 
 async def let_go(handle: Handle) -> None:

@@ -11,12 +11,13 @@ import asyncio
 from collections.abc import Collection
 
 from hatchvm.base import tasks
-from hatchvm.base.errors import Corrupt, Exhausted, HatchError, Unsupported
+from hatchvm.base.errors import Corrupt, Exhausted, HatchError
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.node import pair
-from hatchvm.node.host import Host, plan
+from hatchvm.node.host import Host, ensure_fit, plan
 from hatchvm.node.launch import ensure_room
+from hatchvm.node.lazy import Pager
 from hatchvm.ports.vmm import Handle
 from hatchvm.snapshots.workers import outlast
 
@@ -28,9 +29,8 @@ async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Hand
     if saved is None:
         raise Corrupt("the VM has no saved memory on this host")
     launch_plan = plan(host, vm, image, ports=ports, accepted=saved.accepted)
-    difference = saved.stamp.difference(await host.driver.stamp(launch_plan))
-    if difference is not None:
-        raise Unsupported(f"the saved VM does not fit this host: {difference}; stop it, then start it from its disk")
+    instead = f"its disk can still be booted: hatchvm vm restore --disk {vm.id}"
+    await ensure_fit(host, saved.stamp, launch_plan, instead=instead)
     ensure_room(paths, vm.spec.mem_mib)
     announced = tasks.spawn(
         asyncio.to_thread(pair.begin_wake, paths, saved, host.boot_id), name=f"announce wake {vm.id}"
@@ -59,6 +59,23 @@ async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Hand
         if await _end(handle):
             pair.put_back(paths, saved)
         raise
+    return handle
+
+
+async def wake_lazily(host: Host, vm: VM, image: Image, ports: Collection[int], pager: Pager) -> Handle:
+    """As `wake`, on the files that the pager serves. Nothing is spent: if it fails, the snapshot is in the store."""
+    ensure_room(host.paths.vm(vm.id), vm.spec.mem_mib)
+    try:
+        handle = await host.driver.restore(plan(host, vm, image, ports=ports, lazy=True))
+        resumed = tasks.spawn(handle.resume(), name=f"resume {vm.id}")
+        await outlast([resumed])
+        try:
+            resumed.result()
+        except HatchError:
+            await handle.kill()
+            raise
+    except HatchError as error:
+        raise await pager.wrong() or error from error
     return handle
 
 

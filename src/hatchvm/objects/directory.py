@@ -12,7 +12,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import re
 import secrets
 import stat
 import threading
@@ -24,10 +23,9 @@ from typing import Final
 from hatchvm.base.errors import Conflict, Exhausted, Invalid, NotFound, Unavailable
 from hatchvm.base.files import NO_ROOM, sync_dir
 from hatchvm.base.units import MIB
+from hatchvm.objects.keys import checked, folder_of
 from hatchvm.ports.objects import ObjectInfo
 
-_KEY: Final = re.compile(r"(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]{1,255}(?:/(?!\.{1,2}(?:/|$))[A-Za-z0-9._-]{1,255})*")
-_MAX_KEY: Final = 1024
 _TEMPORARY: Final = "~tmp"
 _TEMPORARY_MAX_AGE_S: Final = 3600
 _PROBE: Final = b"hatch"
@@ -62,14 +60,14 @@ class DirectoryStore:
     async def delete(self, key: str) -> None:
         await asyncio.to_thread(self._delete, self._path(key))
 
+    async def locate(self, key: str) -> str:
+        return str(self._path(key).absolute())
+
     async def check(self) -> None:
         await asyncio.to_thread(self._check)
 
     async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        folder, slash, _ = prefix.rpartition("/")
-        if slash:
-            _check_key(folder)
-        ahead: list[ObjectInfo | str] = [folder]
+        ahead: list[ObjectInfo | str] = [folder_of(prefix)]
         while ahead:
             entry = ahead.pop()
             if isinstance(entry, ObjectInfo):
@@ -78,7 +76,7 @@ class DirectoryStore:
                 ahead.extend(await asyncio.to_thread(_scan, self._root, entry, prefix))
 
     def _path(self, key: str) -> Path:
-        return self._root / _check_key(key)
+        return self._root / checked(key)
 
     def _put(self, path: Path, data: bytes, if_absent: bool, abandoned: threading.Event) -> None:
         with _translated(path), self._temporary_file(data, abandoned) as temporary:
@@ -167,12 +165,6 @@ def _link(temporary: Path, path: Path) -> None:
         os.link(temporary, path)
     except FileExistsError as error:
         raise Conflict("the object exists already") from error
-
-
-def _check_key(key: str) -> str:
-    if len(key) > _MAX_KEY or not _KEY.fullmatch(key):
-        raise Invalid(f"{key[:80]!r} is not an object key")
-    return key
 
 
 @contextlib.contextmanager

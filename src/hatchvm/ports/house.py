@@ -31,6 +31,31 @@ class Event:
     reason: str = ""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PendingUpload:
+    """A snapshot that is on this host only, so far: since when, and how long that is now.
+
+    `error`: why the last attempt to store it failed, if one did. Neither `uploading` nor to be retried: what was to be stored is lost, and `error` says how.
+    """
+
+    vm_id: str
+    snapshot_id: str
+    since: datetime
+    waited_s: float
+    error: str
+    uploading: bool
+    retry_at: datetime | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Overview:
+    """What a node looks after. `vms`: public state -> how many. `uploads`: the oldest first."""
+
+    store: str  # "directory", "s3" or "none"
+    vms: Mapping[str, int]
+    uploads: Sequence[PendingUpload]
+
+
 class VMs(Protocol):
     """Use cases over VMs. A call returns when the VM is where it was asked to be."""
 
@@ -51,8 +76,11 @@ class VMs(Protocol):
     async def snapshot(self, vm_id: str) -> Snapshot:
         """Suspend, and return when the snapshot is committed. Raises Conflict unless the VM is running."""
 
-    async def restore(self, vm_id: str, snapshot_id: str | None) -> VM:
-        """Wake from that snapshot; None: the latest."""
+    async def restore(self, vm_id: str, snapshot_id: str | None, *, disk: bool = False) -> VM:
+        """Wake from that snapshot; None: the latest. With `disk`: boot from its disk and forget its memory.
+
+        Raises Unsupported, naming the difference, if the memory cannot be resumed on this host.
+        """
 
     async def snapshots(self, vm_id: str) -> Sequence[Snapshot]: ...
 
@@ -170,6 +198,9 @@ class House(Protocol):
 
     async def health(self) -> tuple[int, int]:
         """How many VMs and routes there are."""
+
+    async def overview(self) -> Overview:
+        """What this node looks after, told from memory: an object store that is down does not matter."""
 
     async def ready(self) -> None:
         """Raises Unavailable with what is missing until requests can be served."""

@@ -6,7 +6,7 @@ One sequence at a time runs per VM: its owner sees to that. A sequence leaves th
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,7 +44,7 @@ class Node(Protocol):
         """Make the VM's folder, disk and seed. Leaves nothing behind if it raises."""
 
     async def boot(self, vm: VM, image: Image) -> None:
-        """Start the guest from its disk; any saved memory is forgotten."""
+        """Start the guest from its disk; any saved memory is forgotten, unless there is no room to start at all."""
 
     async def suspend(self, vm: VM, image: Image, wanted: Callable[[], bool]) -> Suspended | None:
         """Pause, save, let the process go. None if `wanted()` became true before the last step: the guest runs on.
@@ -55,7 +55,7 @@ class Node(Protocol):
     async def wake(self, vm: VM, image: Image, ports: Collection[int]) -> None:
         """Resume from the saved pair. `ports`: guest ports that will be dialled. If it raises, the pair is intact.
 
-        Raises Corrupt if there is no usable pair, Unsupported if it does not fit this host.
+        Raises Corrupt if there is no usable pair, Unsupported if it does not fit this host (see `Stamp`).
         """
 
     async def halt(self, vm_id: str, *, timeout_s: float) -> None:
@@ -64,11 +64,23 @@ class Node(Protocol):
     async def destroy(self, vm_id: str) -> None:
         """End the process and remove every file of the VM. May be repeated."""
 
-    async def upload(self, vm: VM, image: Image, snapshot: Snapshot) -> Sizes:
-        """Commit the saved pair to the object store. Cancelling it stops it within one block, committing nothing."""
+    async def upload(self, vm: VM, snapshot: Snapshot, bases: Sequence[Snapshot]) -> Sizes:
+        """Commit the saved pair to the object store. Cancelling it stops it within one block, committing nothing.
+
+        `bases`: committed snapshots of the same image; what they hold is not stored again. The VM's newest comes first.
+        """
 
     async def fetch(self, vm: VM, image: Image, source: Snapshot) -> None:
         """Replace the VM's saved pair and disk by those of a committed snapshot, after verifying every byte."""
+
+    async def fetch_disk(self, vm: VM, image: Image, source: Snapshot) -> None:
+        """Replace the VM's disk by that of a committed snapshot, whose memory need not fit; forget the saved pair.
+
+        If it raises, nothing has changed. Raises Unsupported if the VM has another image.
+        """
+
+    async def saved(self, vm_id: str) -> bool:
+        """Whether this host has a sound saved pair of the VM."""
 
     async def discard(self, snapshot: Snapshot) -> None:
         """Remove a snapshot's objects. May be repeated."""

@@ -18,7 +18,7 @@ class ObjectInfo:
 
 
 class ObjectStore(Protocol):
-    """Six methods. Keys are `/`-separated segments of `[A-Za-z0-9._-]`, none of them `.` or `..`.
+    """Seven methods. Keys are `/`-separated segments of `[A-Za-z0-9._-]`, none of them `.` or `..`.
 
     Every method raises Unavailable if the store cannot be reached and Exhausted if it is full.
     """
@@ -40,6 +40,13 @@ class ObjectStore(Protocol):
 
     async def delete(self, key: str) -> None:
         """Remove the object; a missing one is success."""
+
+    async def locate(self, key: str) -> str:
+        """Where another process of this host can read the object for the next 12 hours, without credentials.
+
+        An absolute path, or an http(s) URL that answers GET, ranged or whole. A URL is a secret, and one signed with
+        temporary credentials ends with them. Whether the object exists is not looked at.
+        """
 
     async def check(self) -> None:
         """Prove that the store can be written and read now."""

@@ -67,6 +67,9 @@ class SnapshotRows(Rows[Snapshot], Protocol):
 
     async def list_for_vm(self, vm_id: str) -> Sequence[Snapshot]: ...
 
+    async def newest_of_image(self, image_id: str, *, limit: int) -> Sequence[Snapshot]:
+        """The newest committed snapshot of every VM of that image, at most `limit` of them."""
+
 
 class ImageRows(Rows[Image], Protocol):
     """Images. Names are unique among those that have one."""

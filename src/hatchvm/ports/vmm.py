@@ -46,6 +46,7 @@ class LaunchPlan:
     mem_mib: int
     net: NetPlan | None
     has_seed: bool
+    lazy: bool = False  # the VMM opens memory and disk in `paths.lazy`, where a pager serves them
 
 
 @dataclass(frozen=True, slots=True)

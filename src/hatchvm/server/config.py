@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -23,6 +24,8 @@ from hatchvm.base.units import parse_duration
 #: An alias, and what the command line reads.
 _OTHER_NAMES = {"HATCH_PROXY_BASE_DOMAIN", "HATCH_URL", "HATCH_API_KEY"}
 _DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,62}")
 
 
 def _duration(value: object) -> float:
@@ -53,9 +56,33 @@ def _domains(value: object) -> tuple[str, ...]:
     return names
 
 
+def _http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.path.strip("/") or "@" in parts.netloc:
+        raise ValueError("write it like https://s3.example.com or http://127.0.0.1:9000")
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _bucket(value: str) -> str:
+    if not _BUCKET.fullmatch(value):
+        raise ValueError(f"{value!r} is not a bucket's name; those have 3 to 63 of a-z, 0-9, '.' and '-'")
+    return value
+
+
+def _prefix(value: str) -> str:
+    """With the slash that goes between it and a key."""
+    segments = value.strip("/").split("/")
+    if len(segments) > 8 or not all(_SEGMENT.fullmatch(segment) for segment in segments):
+        raise ValueError(f"{value!r} cannot begin keys; write it like hatch or hosts/one")
+    return "/".join(segments) + "/"
+
+
 Duration = Annotated[float, BeforeValidator(_duration), AfterValidator(_positive)]
 Address = Annotated[tuple[str, int], NoDecode, BeforeValidator(_address)]
 Domains = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_domains)]
+HTTPURL = Annotated[str, AfterValidator(_http_url)]
+Bucket = Annotated[str, AfterValidator(_bucket)]
+Prefix = Annotated[str, AfterValidator(_prefix)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -76,7 +103,10 @@ class Config(BaseSettings):
     cache_dir: Path = Field(default_factory=paths.cache_dir)
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
     snapshot_store: Annotated[str, Field(pattern=r"^(directory|none|.*/.*)$")] = "directory"
+    lazy_restore: Literal["auto", "never"] = "auto"
     snapshot_keep: Annotated[int, Field(ge=1, le=1000)] = 3
+    snapshot_grace: Duration = 6 * 3600.0
+    snapshot_key_file: Path | None = None
     vmm: Literal["auto", "qemu"] = "auto"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     qemu_bin: str | None = None
@@ -97,12 +127,24 @@ class Config(BaseSettings):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] | None = None
     node_id: str = Field(default_factory=socket.gethostname)
-    s3_bucket: str | None = None
+    s3_bucket: Bucket | None = None
+    s3_endpoint: HTTPURL | None = None
+    s3_region: str | None = None
+    s3_access_key: str | None = None
+    s3_secret_key: SecretStr | None = None
+    s3_path_style: Literal["auto", "true", "false"] = "auto"
+    s3_prefix: Prefix = ""
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if self.s3_bucket is not None:
-            raise ValueError("HATCH_S3_BUCKET: this version stores snapshots in a directory only; unset it")
+        given = self.model_fields_set
+        pointless = sorted(name for name in given if name.startswith("s3_") and name != "s3_bucket")
+        if self.s3_bucket is None and pointless:
+            raise ValueError(f"HATCH_S3_BUCKET: set it, or unset HATCH_{pointless[0].upper()}, which needs it")
+        if self.s3_bucket is not None and "snapshot_store" in given and self.snapshot_store != "none":
+            raise ValueError("HATCH_SNAPSHOT_STORE: HATCH_S3_BUCKET is set as well; unset one of the two")
+        if (self.s3_access_key is None) != (self.s3_secret_key is None):
+            raise ValueError("HATCH_S3_ACCESS_KEY and HATCH_S3_SECRET_KEY: set both or none")
         if self.ssh_port_min > self.ssh_port_max:
             raise ValueError("HATCH_SSH_PORT_MIN is above HATCH_SSH_PORT_MAX")
         return self

@@ -18,6 +18,7 @@ from hatchvm.api.app import create_app
 from hatchvm.base import tasks
 from hatchvm.base.errors import HatchError, Unavailable
 from hatchvm.control.reconcile import reconcile
+from hatchvm.control.vms import upload
 from hatchvm.domain.lifecycle import State
 from hatchvm.edge.http.server import ProxyServer
 from hatchvm.server import first_start
@@ -175,9 +176,15 @@ async def _say_what_is_missing(built: Built, say: Say) -> None:
         await built.house.ready()
     except HatchError as error:
         say(f"{error}; see: hatchvm doctor")
+    if caution := built.caution():
+        say(f"Take care: {caution}")
 
 
 def _export_gauges(built: Built) -> None:
     for state in State:
         metrics.VMS.labels(state.value).set_function(lambda state=state: built.ctx.owners.count(state))  # type: ignore[misc]
     metrics.ROUTES.set_function(lambda: len(built.ctx.routes))
+    metrics.UPLOADS_PENDING.set_function(lambda: len(upload.pending(built.ctx)))
+    metrics.UPLOAD_OLDEST_PENDING_SECONDS.set_function(
+        lambda: next((one.waited_s for one in upload.pending(built.ctx)), 0.0)
+    )

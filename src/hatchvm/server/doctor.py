@@ -17,6 +17,7 @@ from hatchvm.base.errors import HatchError
 from hatchvm.base.units import format_bytes
 from hatchvm.domain.image import TINY
 from hatchvm.images.tiny import find_tiny
+from hatchvm.pager.mount import probe
 from hatchvm.server.config import Config
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.reach import ephemeral_ports_overlap
@@ -38,7 +39,7 @@ class Finding:
 async def examine(config: Config) -> list[Finding]:
     """Everything, most important first. Changes nothing but the remembered result of the KVM try."""
     findings = [await _qemu(config), _program("qemu-img", "qemu-utils", "disks of VMs")]
-    findings += [await _kvm(config), _firecracker(), *_network(), *_disk(config), _image(config)]
+    findings += [await _kvm(config), _firecracker(), *_network(), _lazy(config), *_disk(config), _image(config)]
     return findings
 
 
@@ -96,6 +97,16 @@ def _network() -> Iterator[Finding]:
         )
     can_bridge = os.geteuid() == 0 and Path("/dev/net/tun").exists()
     yield Finding("ok", "bridge networking", f"{'possible here' if can_bridge else 'not possible here'}; not used yet")
+
+
+def _lazy(config: Config) -> Finding:
+    if config.lazy_restore == "never":
+        return Finding("ok", "lazy restore", "switched off: HATCH_LAZY_RESTORE=never")
+    trouble = probe()
+    if trouble is None:
+        return Finding("ok", "lazy restore", "a VM woken from the object store runs before all of it is here")
+    slow = "a VM woken from the object store is fetched whole before it runs"
+    return Finding("warn", "lazy restore", f"{trouble.partition('; ')[0]}; {slow}", trouble.partition("; ")[2])
 
 
 def _disk(config: Config) -> Iterator[Finding]:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import fcntl
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import IO
 
 from hatchvm.base.clock import SystemClock
 from hatchvm.base.errors import Conflict, Unsupported
 from hatchvm.base.paths import DataPaths
+from hatchvm.base.process import boot_id
 from hatchvm.base.units import MIB
 from hatchvm.control.context import Context, Settings
 from hatchvm.control.events import Bus
@@ -29,20 +32,26 @@ from hatchvm.identity.remote import RemoteVerifier
 from hatchvm.images.recipe import BOOT_ARGS
 from hatchvm.net.sessions import established
 from hatchvm.node.agent import LocalNode
+from hatchvm.node.lazy import Pagers
 from hatchvm.objects.directory import DirectoryStore
+from hatchvm.pager.mount import probe
 from hatchvm.ports.identity import Verifier
+from hatchvm.ports.objects import ObjectStore
 from hatchvm.server.config import Config, blaming
 from hatchvm.snapshots.engine import SnapshotEngine
+from hatchvm.snapshots.seal import Ring
 from hatchvm.store.store import SqlStore
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.driver import QEMUDriver
-from hatchvm.vmm.qemu.process import boot_id
 from hatchvm.vmm.qemu.reach import is_free
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
-    """A house and what its daemon runs. `lock` is held as long as the daemon lives."""
+    """A house and what its daemon runs. `lock` is held as long as the daemon lives.
+
+    `caution`: what the object store cannot promise, as a sentence, once it was checked.
+    """
 
     ctx: Context
     house: ControlPlane
@@ -52,6 +61,7 @@ class Built:
     store: SqlStore
     paths: DataPaths
     lock: IO[str]
+    caution: Callable[[], str | None]
 
 
 def build(config: Config) -> Built:
@@ -59,7 +69,12 @@ def build(config: Config) -> Built:
     paths = DataPaths(config.data_dir.resolve())
     clock = SystemClock()
     driver = QEMUDriver(Accelerator(config.accel, memory=config.cache_dir / "accel.json", binary=config.qemu_bin))
-    node = LocalNode(config.node_id, paths, driver, _engine(config, paths), boot_id=boot_id())
+    objects, caution = _objects(config, paths)
+    ring = _ring(config)
+    grace = timedelta(seconds=config.snapshot_grace)
+    engine = None if objects is None else SnapshotEngine(objects, paths.packs, clock, ring=ring, grace=grace)
+    pagers = Pagers(lazy=config.lazy_restore == "auto" and probe() is None, ring=ring)
+    node = LocalNode(config.node_id, paths, driver, engine, pagers, boot_id=boot_id())
     with blaming("DATABASE_URL"):
         store = SqlStore(config.database_url or f"sqlite:///{paths.database}")
     ctx = Context(
@@ -82,6 +97,7 @@ def build(config: Config) -> Built:
         verifier=_verifier(config, stored, clock),
         store=store,
         paths=paths,
+        caution=caution,
         lock=_take(paths),  # last: whatever fails before holds nothing
     )
 
@@ -101,11 +117,38 @@ def _take(paths: DataPaths) -> IO[str]:
     return lock
 
 
-def _engine(config: Config, paths: DataPaths) -> SnapshotEngine | None:
+def _objects(config: Config, paths: DataPaths) -> tuple[ObjectStore | None, Callable[[], str | None]]:
+    """The object store, if there is one, and what it cannot promise once it was checked."""
     if config.snapshot_store == "none":
-        return None
+        return None, lambda: None
+    if config.s3_bucket is not None:
+        return _s3(config, config.s3_bucket)
     folder = paths.objects if config.snapshot_store == "directory" else Path(config.snapshot_store).resolve()
-    return SnapshotEngine(DirectoryStore(folder))
+    return DirectoryStore(folder), lambda: None
+
+
+def _s3(config: Config, bucket: str) -> tuple[ObjectStore, Callable[[], str | None]]:
+    # Only here: botocore takes most of a second to import.
+    from hatchvm.objects.s3.control import Place
+    from hatchvm.objects.s3.store import S3Store
+
+    style, secret = config.s3_path_style, config.s3_secret_key
+    place = Place(
+        bucket=bucket,
+        endpoint=config.s3_endpoint,
+        region=config.s3_region,
+        access_key=config.s3_access_key,
+        secret_key=secret.get_secret_value() if secret else None,
+        path_style=style == "true" or (style == "auto" and config.s3_endpoint is not None),
+        prefix=config.s3_prefix,
+    )
+    store = S3Store(place)
+    return store, store.caution
+
+
+def _ring(config: Config) -> Ring:
+    with blaming("HATCH_SNAPSHOT_KEY_FILE"):
+        return Ring.load(config.snapshot_key_file) if config.snapshot_key_file else Ring()
 
 
 def _settings(config: Config) -> Settings:
@@ -119,6 +162,7 @@ def _settings(config: Config) -> Settings:
         idle_timeout_s=config.idle_timeout,
         wake_timeout_s=config.wake_timeout,
         snapshots_configured=config.snapshot_store != "none",
+        snapshot_store="none" if config.snapshot_store == "none" else "s3" if config.s3_bucket else "directory",
         snapshot_keep=config.snapshot_keep,
         host_mem_mib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB,
     )

@@ -1,121 +1,162 @@
 """The snapshot engine: stores, checks, fetches and removes snapshots in an object store.
 
-A snapshot exists if its manifest exists, and the manifest is written last. Everything else (packs of an upload that was
-cut off, packs left by a delete that was) is garbage that `list` shows as not committed. One write per snapshot at a
-time: the VM's owner sees to that.
+A snapshot exists if its manifest exists, and the manifest is written last. Packs are shared: a snapshot refers to what
+the VM's earlier snapshots, and other VMs of its image, have stored. So deleting one removes its manifest only, and
+`collect` removes the packs that no manifest needs any more. One write per snapshot at a time: the VM's owner sees
+to that.
+
+Why a pack that is about to be referred to is never collected: a write refers to packs of manifests that it saw when it
+began, and to packs stored by this VM a short while ago, and gives up after half the grace period. A deleted snapshot's
+manifest is moved to `trash/`, where it protects its packs for the whole grace period, and a young pack protects itself.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from datetime import datetime
+import contextlib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Final
 
-from hatchvm.base.errors import Conflict, Invalid, NotFound
+import numpy as np
+import numpy.typing as npt
+
+from hatchvm.base.clock import Clock
+from hatchvm.base.errors import Conflict, Invalid, NotFound, Unavailable
 from hatchvm.base.files import sync_dir, sync_file
 from hatchvm.base.tasks import spawn
 from hatchvm.domain.snapshot import Stamp
 from hatchvm.ports.objects import ObjectStore
 from hatchvm.snapshots import layout
-from hatchvm.snapshots.layout import SnapshotKeys, keys_of, vm_prefix
+from hatchvm.snapshots.known import Known
+from hatchvm.snapshots.layout import SnapshotKeys, domain_of, keys_of, pack_key, vm_prefix
 from hatchvm.snapshots.local import local_errors
-from hatchvm.snapshots.manifest import Manifest, encode
+from hatchvm.snapshots.manifest import Manifest, Pack, encode
 from hatchvm.snapshots.parse import decode
 from hatchvm.snapshots.reader import Reader
+from hatchvm.snapshots.seal import Ring
+from hatchvm.snapshots.tails import Tails
 from hatchvm.snapshots.workers import Stop, Workers, outlast
-from hatchvm.snapshots.writer import Writer
+from hatchvm.snapshots.writer import Content, Writer
 
 #: stream -> the file `fetch` makes of it, named as in a VM's folder.
 FILES: Final = {layout.MEMORY: "memory", layout.STATE: "state", layout.DISK: "disk.qcow2"}
 
 
-class Stored(NamedTuple):
-    """What lies in the store under one snapshot's prefix. `modified_at`: of its newest object."""
+#: How long what no manifest refers to is kept. An upload may take a quarter of it.
+GRACE: Final = timedelta(hours=6)
 
-    vm_id: str
-    snapshot_id: str
-    committed: bool
-    modified_at: datetime
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Files:
+    """The files of a suspended VM. `disk` is None if it has none."""
+
+    memory: Path
+    state: Path
+    disk: Path | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Facts:
+    """What a manifest says beside the files. `bases`: snapshots whose blocks may be referred to, the VM's newest first.
+    `order`: pages of 4 KiB of the memory in the order in which the last wake needed them, as far as that is known.
+    """
+
+    stamp: Stamp
+    vm_config: str
+    created_at: datetime
+    bases: Sequence[SnapshotKeys] = ()
+    order: npt.NDArray[np.uint32] | None = None
 
 
 class SnapshotEngine:
     """Snapshots over an object store. At most two threads work at a time, however many calls are under way.
 
-    A call takes at most about 80 MiB of memory, plus 0.3 KiB per stored block. Every method raises Unavailable if the
-    store or a file cannot be used, Exhausted if the store (or, fetching, this host's disk) is full, and Invalid for an
-    id that is none.
+    A call takes at most about 100 MiB of memory, plus about 60 bytes a block of the VM and of its bases. Every method
+    raises Unavailable if the store or a file cannot be used, Exhausted if the store (or this host's disk) is full,
+    Invalid for an id that is none, and Unsupported for what was encrypted with a key that is not in `ring`.
     """
 
-    def __init__(self, store: ObjectStore) -> None:
+    def __init__(
+        self, store: ObjectStore, packs: Path, clock: Clock, *, ring: Ring | None = None, grace: timedelta = GRACE
+    ) -> None:
+        """`packs`: a folder for what is remembered of the store's packs."""
         self._store = store
+        self._tails = Tails(packs)
+        self._clock = clock
+        self._ring = ring or Ring()
+        self._grace = grace
         self._workers = Workers()
 
-    async def write(
-        self,
-        snapshot_id: str,
-        vm_id: str,
-        *,
-        memory: Path,
-        state: Path,
-        disk: Path | None,
-        stamp: Stamp,
-        vm_config: str,
-        created_at: datetime,
-    ) -> Manifest:
-        """Store the three files, which must not change meanwhile, and commit them as a snapshot.
+    async def write(self, keys: SnapshotKeys, files: Files, facts: Facts) -> Manifest:
+        """Store the files, which must not change meanwhile, and commit them as a snapshot.
 
-        Cancelled, it stops within one block, has let go of the files when it ends, and never commits later; packs may
-        be left behind. A cancellation that arrives while the commit itself is under way waits for its outcome: if it
-        succeeded the manifest is returned as if nothing had happened, else CancelledError is raised.
+        Cancelled, it stops within one block, has let go of the files when it ends, and never commits later; packs that
+        it stored are used by the VM's next write. A cancellation that arrives while the commit itself is under way
+        waits for its outcome: if it succeeded the manifest is returned as if nothing had happened, else CancelledError
+        is raised.
 
-        Raises Conflict if the snapshot exists or a file shrinks, Corrupt if a file is missing, Unsupported if one is
+        Raises Conflict if the snapshot exists or a file changes, Corrupt if a file is missing, Unsupported if one is
         larger than the format allows.
         """
-        keys = SnapshotKeys(vm_id, snapshot_id)
-        if len(vm_config.encode()) > layout.MAX_VM_CONFIG:
+        if len(facts.vm_config.encode()) > layout.MAX_VM_CONFIG:
             raise Invalid(f"vm_config must not be longer than {layout.MAX_VM_CONFIG} bytes")
-        await self._clear(keys)
-        files = {layout.MEMORY: memory, layout.STATE: state} | ({layout.DISK: disk} if disk else {})
-        streams = await Writer(self._store, self._workers, keys).write(files)
+        await self._refuse_existing(keys)
+        began_s = self._clock.monotonic()
+        content = await self._store_files(keys.vm_id, files, facts)
         draft = Manifest(
-            snapshot_id=snapshot_id,
-            vm_id=vm_id,
-            created_at=created_at,
-            stamp=stamp,
-            vm_config=vm_config,
-            streams=streams,
+            snapshot_id=keys.snapshot_id,
+            vm_id=keys.vm_id,
+            created_at=facts.created_at,
+            stamp=facts.stamp,
+            vm_config=facts.vm_config,
+            block_bytes=content.block_bytes,
+            packs=content.packs,
+            frames=content.frames,
+            streams=content.streams,
+            order=_order(facts.order, content),
+            added_bytes=content.added_bytes,
         )
-        manifest, data = await self._workers.run(lambda _: encode(draft))
+        manifest, data = await self._workers.run(lambda _: encode(draft, self._ring))
+        if self._clock.monotonic() - began_s > self._grace.total_seconds() / 4:
+            raise Unavailable(
+                "storing the snapshot took too long, it begins anew; HATCH_SNAPSHOT_GRACE may be too short"
+            )
         await self._commit(keys, data)
+        self._tails.finished(keys.vm_id)
         return manifest
 
-    async def manifest(self, vm_id: str, snapshot_id: str) -> Manifest:
-        """Raises NotFound if there is no such snapshot, Corrupt if it is damaged, Unsupported if it is too new."""
-        keys = SnapshotKeys(vm_id, snapshot_id)
+    async def open(self, keys: SnapshotKeys) -> tuple[Manifest, bytes]:
+        """The manifest, and the object as stored.
+
+        Raises NotFound if there is no such snapshot, Corrupt if it is damaged, Unsupported if it is too new.
+        """
         try:
             data = await self._store.get(keys.manifest, length=layout.MAX_MANIFEST_BYTES + 1)
         except NotFound as error:
-            raise NotFound(f"snapshot {snapshot_id} is not in the object store") from error
-        return await self._workers.run(lambda _: decode(data, keys))
+            raise NotFound(f"snapshot {keys.snapshot_id} is not in the object store") from error
+        return await self._workers.run(lambda _: decode(data, keys, self._ring)), data
 
-    async def fetch(self, manifest: Manifest, into: Path) -> None:
-        """Write the files of a snapshot (see FILES) into the folder `into`, sparse, verified and synced.
+    async def fetch(self, manifest: Manifest, into: Path, *, only: Collection[str] = tuple(FILES)) -> None:
+        """Write the files of a snapshot (see FILES), or only some, into the folder `into`: sparse, verified, synced.
 
         Files of these names are replaced; if it fails or is cancelled, none is left. Raises Corrupt naming the damaged
         object.
         """
         with local_errors(into):
             into.mkdir(mode=0o700, parents=True, exist_ok=True)
-        reader = Reader(self._store, self._workers)
         try:
-            for stream in manifest.streams:
-                await reader.fetch(stream, into / FILES[stream.name])
+            await self._reader(manifest).fetch({name: into / FILES[name] for name in only})
             await self._workers.run(lambda stop: _sync(into, stop))
         except BaseException:
             await outlast([spawn(asyncio.to_thread(_remove, into), name=f"clear {into.name}")])
             raise
+
+    async def locate(self, manifest: Manifest) -> dict[str, str]:
+        """Pack id -> where another process on this host can read the pack: see `ports.objects.ObjectStore.locate`."""
+        return {pack.id: await self._store.locate(pack_key(manifest.domain, pack.id)) for pack in manifest.packs}
 
     async def check(self) -> None:
         """Prove that the store can be written and read now."""
@@ -123,55 +164,45 @@ class SnapshotEngine:
 
     async def verify(self, manifest: Manifest) -> None:
         """Read everything. Raises Corrupt naming the damaged object."""
-        reader = Reader(self._store, self._workers)
-        for stream in manifest.streams:
-            await reader.verify(stream)
+        await self._reader(manifest).verify()
 
-    async def delete(self, vm_id: str, snapshot_id: str) -> None:
-        """Remove a snapshot, or what is left of one. May be repeated."""
-        keys = SnapshotKeys(vm_id, snapshot_id)
+    async def delete(self, keys: SnapshotKeys) -> None:
+        """Remove a snapshot. May be repeated. Its packs stay until nobody can need them: see `collect`."""
+        try:
+            data = await self._store.get(keys.manifest)
+        except NotFound:
+            return
+        await self._store.put(keys.trash, data)
         await self._store.delete(keys.manifest)
-        await self._delete_all(keys.prefix)
 
     async def delete_vm(self, vm_id: str) -> None:
-        """Remove everything stored for a VM. May be repeated."""
-        snapshots = [stored.snapshot_id async for stored in self._list(vm_prefix(vm_id))]
-        for snapshot_id in snapshots:
-            await self.delete(vm_id, snapshot_id)
-        await self._delete_all(vm_prefix(vm_id))
+        """Remove all snapshots of a VM. May be repeated."""
+        for keys in [keys_of(info.key) async for info in self._store.list(vm_prefix(vm_id))]:
+            if keys is not None:
+                await self.delete(keys)
+        self._tails.finished(vm_id)
 
-    def list(self) -> AsyncIterator[Stored]:
-        """Every snapshot of which anything is stored, by VM id and snapshot id."""
-        return self._list(layout.ROOT)
+    def _reader(self, manifest: Manifest) -> Reader:
+        return Reader(self._store, self._workers, manifest, self._ring)
 
-    async def _list(self, prefix: str) -> AsyncIterator[Stored]:
-        current: Stored | None = None
-        async for info in self._store.list(prefix):
-            keys = keys_of(info.key)
-            if keys is None:
-                continue
-            found = Stored(keys.vm_id, keys.snapshot_id, info.key == keys.manifest, info.modified_at)
-            if current and current[:2] == found[:2]:
-                newest = max(current.modified_at, found.modified_at)
-                current = found._replace(committed=current.committed or found.committed, modified_at=newest)
-            else:
-                if current:
-                    yield current
-                current = found
-        if current:
-            yield current
+    async def _store_files(self, vm_id: str, files: Files, facts: Facts) -> Content:
+        domain = domain_of(facts.stamp.image_digest)
+        now_s = self._clock.now().timestamp()
+        recent = self._tails.unfinished(vm_id, now_s - self._grace.total_seconds() / 2)
+        known = await Known(self._store, self._workers, self._tails, self._ring, domain).of(facts.bases, recent)
 
-    async def _clear(self, keys: SnapshotKeys) -> None:
-        """Remove what an earlier attempt left. Raises Conflict if that attempt succeeded."""
-        left = [info.key async for info in self._store.list(keys.prefix)]
-        if keys.manifest in left:
+        def stored(pack: Pack, tail: bytes) -> None:
+            self._tails.put(pack, tail)
+            self._tails.begun(vm_id, pack, self._clock.now().timestamp())
+
+        content = await Writer(self._store, self._workers, self._ring, domain).write(_named(files), known, stored)
+        mine = {pack.id for pack in recent}
+        return replace(content, added_bytes=content.added_bytes + sum(p.size for p in content.packs if p.id in mine))
+
+    async def _refuse_existing(self, keys: SnapshotKeys) -> None:
+        with contextlib.suppress(NotFound):
+            await self._store.info(keys.manifest)
             raise Conflict(f"snapshot {keys.snapshot_id} is already in the object store")
-        for key in left:
-            await self._store.delete(key)
-
-    async def _delete_all(self, prefix: str) -> None:
-        for key in [info.key async for info in self._store.list(prefix)]:
-            await self._store.delete(key)
 
     async def _commit(self, keys: SnapshotKeys, data: bytes) -> None:
         put = spawn(self._put_manifest(keys, data), name=f"commit {keys.snapshot_id}")
@@ -191,6 +222,23 @@ class SnapshotEngine:
             # A store that was asked twice, because the first answer got lost, finds our own manifest there.
             if await self._store.get(keys.manifest, length=len(data) + 1) != data:
                 raise
+
+
+def _named(files: Files) -> dict[str, Path]:
+    named = {layout.MEMORY: files.memory, layout.STATE: files.state}
+    return named | ({layout.DISK: files.disk} if files.disk else {})
+
+
+def _order(pages: npt.NDArray[np.uint32] | None, content: Content) -> npt.NDArray[np.uint32]:
+    """The blocks of those pages that are not zeros, each once."""
+    if pages is None:
+        return np.zeros(0, np.uint32)
+    slots = content.streams[0].slots
+    blocks = pages // np.uint32(content.block_bytes // layout.MIN_BLOCK_BYTES)
+    blocks = blocks[blocks < len(slots)]
+    _, first = np.unique(blocks, return_index=True)
+    once: npt.NDArray[np.uint32] = blocks[np.sort(first)]
+    return once[slots[once] > 0]
 
 
 def _sync(into: Path, stop: Stop) -> None:

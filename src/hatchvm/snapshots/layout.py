@@ -1,9 +1,8 @@
-"""Where the objects of a snapshot lie, and the limits of format 1. See docs/internals/snapshot-format.md.
+"""Where the objects of snapshots lie, and the limits of format 2. See docs/internals/snapshot-format.md.
 
-snapshots/<vm id>/<snapshot id>/manifest.json       written last: it makes the snapshot exist
-snapshots/<vm id>/<snapshot id>/memory.0000.pack    blocks of the guest's memory, end to end
-snapshots/<vm id>/<snapshot id>/disk.0000.pack      ... of its disk
-snapshots/<vm id>/<snapshot id>/state.0000.pack     ... of its device state
+snapshots/<vm id>/<snapshot id>/manifest     written last: it makes the snapshot exist
+packs/<domain>/<pack id>                     blocks, shared by every snapshot of every VM of one image
+trash/<vm id>/<snapshot id>                  the manifest of a deleted snapshot: for a while it still protects its packs
 """
 
 from __future__ import annotations
@@ -11,30 +10,36 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
+from blake3 import blake3
+
 from hatchvm.base import ids
-from hatchvm.base.errors import Invalid
+from hatchvm.base.errors import Invalid, Unsupported
 from hatchvm.base.units import MIB
 
-FORMAT: Final = 1
-ROOT: Final = "snapshots/"
+FORMAT: Final = 2
+SNAPSHOTS: Final = "snapshots/"
+PACKS: Final = "packs/"
+TRASH: Final = "trash/"
 MEMORY: Final = "memory"
 STATE: Final = "state"
 DISK: Final = "disk"
 
-BLOCK_BYTES: Final = 256 * 1024
-MIN_BLOCK_BYTES: Final = 4 * 1024
-MAX_BLOCK_BYTES: Final = 4 * MIB
-#: Blocks a stream may have: it bounds the manifest, and the memory that writing and reading one take.
-MAX_BLOCKS: Final = 256 * 1024
-#: Plain bytes looked at for one pack. Three packs in flight then stay under 100 MiB, malloc's waste included.
-PACK_BYTES: Final = 8 * MIB
+#: Blocks are the unit of deduplication, frames of up to this many plain bytes the unit of compression and reading.
+FRAME_BYTES: Final = 256 * 1024
+MIN_BLOCK_BYTES: Final = 4096
+MAX_BLOCK_BYTES: Final = FRAME_BYTES
+#: Blocks a snapshot may have: it bounds the memory that writing and reading one take. 32 GiB in blocks of 4 KiB.
+MAX_BLOCKS: Final = 8 * 1024 * 1024
+#: 16 MiB of plain bytes. Three packs in flight then stay under 100 MiB.
+PACK_FRAMES: Final = 64
+MAX_PACKS: Final = 256 * 1024
 MAX_PACK_BYTES: Final = 32 * MIB
-MAX_MANIFEST_BYTES: Final = 64 * MIB
+MAX_MANIFEST_BYTES: Final = 256 * MIB
 MAX_VM_CONFIG: Final = 4 * MIB
-#: stream -> the most bytes it may have.
-MAX_STREAM_BYTES: Final = {MEMORY: MAX_BLOCKS * MAX_BLOCK_BYTES, STATE: 1024 * MIB, DISK: MAX_BLOCKS * MAX_BLOCK_BYTES}
+#: The most bytes a stream may have.
+MAX_STREAM_BYTES: Final = MAX_BLOCKS * MAX_BLOCK_BYTES
 
-_MANIFEST: Final = "manifest.json"
+_MANIFEST: Final = "manifest"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,49 +55,57 @@ class SnapshotKeys:
         vm_prefix(self.vm_id)
 
     @property
-    def prefix(self) -> str:
-        """Begins every key of this snapshot and of no other."""
-        return f"{vm_prefix(self.vm_id)}{self.snapshot_id}/"
+    def manifest(self) -> str:
+        return f"{vm_prefix(self.vm_id)}{self.snapshot_id}/{_MANIFEST}"
 
     @property
-    def manifest(self) -> str:
-        return self.prefix + _MANIFEST
+    def trash(self) -> str:
+        return f"{TRASH}{self.vm_id}/{self.snapshot_id}"
 
     @property
     def memory(self) -> str:
-        """What the snapshot's row names as `memory_key`; its packs' keys begin so. `state` and `disk` likewise."""
-        return self.prefix + MEMORY
+        """What the snapshot's row names as `memory_key`: a stream of the manifest. `state` and `disk` likewise."""
+        return f"{self.manifest}#{MEMORY}"
 
     @property
     def state(self) -> str:
-        return self.prefix + STATE
+        return f"{self.manifest}#{STATE}"
 
     @property
     def disk(self) -> str:
-        return self.prefix + DISK
-
-    def pack(self, stream: str, number: int) -> str:
-        return f"{self.prefix}{stream}.{number:04d}.pack"
+        return f"{self.manifest}#{DISK}"
 
 
 def vm_prefix(vm_id: str) -> str:
-    """Begins every key stored for a VM and for no other. Raises Invalid."""
+    """Begins the key of every manifest of a VM and of no other. Raises Invalid."""
     if not ids.is_id(vm_id, ids.VM):
         raise Invalid("vm id must look like vm-0123456789ab")
-    return f"{ROOT}{vm_id}/"
+    return f"{SNAPSHOTS}{vm_id}/"
 
 
 def keys_of(key: str) -> SnapshotKeys | None:
-    """The snapshot an object belongs to, or None if it is none of ours."""
+    """The snapshot whose manifest (or trashed manifest) has this key, or None if it is none of ours."""
     parts = key.split("/")
-    if len(parts) != 4 or not (ids.is_id(parts[1], ids.VM) and ids.is_id(parts[2], ids.SNAPSHOT)):
+    if len(parts) < 3 or not (ids.is_id(parts[1], ids.VM) and ids.is_id(parts[2], ids.SNAPSHOT)):
         return None
-    return SnapshotKeys(parts[1], parts[2])
+    keys = SnapshotKeys(parts[1], parts[2])
+    return keys if key in (keys.manifest, keys.trash) else None
 
 
-def block_bytes_for(size: int) -> int:
-    """Block size for a stream of `size` bytes: 256 KiB, doubled until the stream has at most MAX_BLOCKS blocks."""
-    block = BLOCK_BYTES
-    while block * MAX_BLOCKS < size:
+def domain_of(image_digest: str) -> str:
+    """Names the VMs that share blocks: those of one image."""
+    return blake3(image_digest.encode()).hexdigest(16)
+
+
+def pack_key(domain: str, pack_id: str) -> str:
+    return f"{PACKS}{domain}/{pack_id}"
+
+
+def block_bytes_for(sizes: list[int]) -> int:
+    """Block size of a snapshot whose streams have these sizes: 4 KiB, doubled until there are at most MAX_BLOCKS."""
+    block = MIN_BLOCK_BYTES
+    while sum(-(-size // block) for size in sizes) > MAX_BLOCKS:
         block *= 2
+        if block > MAX_BLOCK_BYTES:
+            raise Unsupported("the VM's memory and disk are too large to be stored")
     return block

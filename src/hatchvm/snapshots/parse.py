@@ -1,156 +1,203 @@
 """Reading a manifest that anybody may have written: nothing in it is used before it was checked.
 
-Sizes, counts and lengths are bounded by the limits of the format; keys must be the ones this snapshot would have
-written, so a manifest cannot point outside its own folder.
+Sizes, counts and lengths are bounded by the limits of the format, and every number in the tables points inside what
+the manifest itself announces.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator
+import struct
+from collections.abc import Collection
 from dataclasses import fields
 from datetime import datetime
-from typing import Final, cast
+from typing import Any, Final, cast
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
 
 from hatchvm.base.errors import Corrupt, Unsupported
 from hatchvm.domain.snapshot import Stamp
 from hatchvm.snapshots import layout
 from hatchvm.snapshots.codec import Codec, digest
 from hatchvm.snapshots.layout import SnapshotKeys
-from hatchvm.snapshots.manifest import Block, Manifest, Pack, Stream
+from hatchvm.snapshots.manifest import FRAME, HEAD, MAGIC, Frames, Manifest, Pack, Stream, context
+from hatchvm.snapshots.seal import OPEN, TAG_BYTES, Ring
 
-_ENVELOPE: Final = re.compile(rb'\{"format":([1-9][0-9]{0,5}),"blake3":"([0-9a-f]{64})","body":.*\}', re.DOTALL)
-_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_PACK_ID: Final = re.compile(r"[0-9a-f]{32}")
+_KEY_ID: Final = re.compile(r"(?:[0-9a-f]{16})?")
 _MAX_TEXT: Final = 4096
 _MAX_INT: Final = 2**53
-_STREAMS: Final = ((layout.MEMORY, True), (layout.STATE, True), (layout.DISK, False))
+_STREAMS: Final = ([layout.MEMORY, layout.STATE], [layout.MEMORY, layout.STATE, layout.DISK])
+_FACTS: Final = frozenset(
+    "snapshot_id vm_id created_at stamp vm_config block_bytes added_bytes packs frames streams order".split()
+)
 
 
-def decode(data: bytes, keys: SnapshotKeys) -> Manifest:
-    """The manifest of the snapshot with these keys. Raises Corrupt, or Unsupported for a newer format."""
+def decode(data: bytes, keys: SnapshotKeys, ring: Ring) -> Manifest:
+    """The manifest of the snapshot with these keys. Raises Corrupt; Unsupported for a newer format or a lost key."""
     try:
-        return _manifest(_body(data), keys, len(data))
-    except (ValueError, RecursionError) as error:
+        return _manifest(_Reader(_plain(data, keys, ring)), keys, len(data))
+    except (ValueError, RecursionError, struct.error) as error:
         raise Corrupt("the snapshot's manifest is damaged", detail=f"{keys.manifest}: {error}") from error
 
 
-def _body(data: bytes) -> object:
-    envelope = _ENVELOPE.fullmatch(data) if len(data) <= layout.MAX_MANIFEST_BYTES else None
-    if envelope is None:
+class _Reader:
+    """Takes the body apart from front to back."""
+
+    def __init__(self, plain: bytes) -> None:
+        self._plain = plain
+        self._at = 0
+
+    def take(self, length: int) -> bytes:
+        piece = self._plain[self._at : self._at + length]
+        if len(piece) != length:
+            raise ValueError("it ends too early")
+        self._at += length
+        return piece
+
+    def numbers(self, count: int) -> npt.NDArray[np.uint32]:
+        """Numbers that were stored as differences."""
+        steps = np.frombuffer(self.take(4 * count), "<u4")
+        return cast("npt.NDArray[np.uint32]", np.cumsum(steps, dtype=np.uint32))
+
+    def end(self) -> None:
+        if self._at != len(self._plain):
+            raise ValueError("something follows it")
+
+
+def _plain(data: bytes, keys: SnapshotKeys, ring: Ring) -> bytes:
+    if not HEAD.size <= len(data) <= layout.MAX_MANIFEST_BYTES:
         raise ValueError("not a manifest")
-    start, end = envelope.span(2)
-    if digest(data[:start] + data[end:]).hex().encode() != envelope[2]:
+    magic, version, key_id, salt, checksum, plain_bytes = HEAD.unpack_from(data)
+    body = data[HEAD.size :]
+    if magic != MAGIC or digest(HEAD.pack(magic, version, key_id, salt, bytes(32), plain_bytes) + body) != checksum:
         raise ValueError("the digest does not match")
-    if (version := int(envelope[1])) != layout.FORMAT:
+    if version != layout.FORMAT:
         raise Unsupported(f"the snapshot has format {version}, this hatchvm reads format {layout.FORMAT}")
-    return json.loads(data)["body"]
+    sealer = ring.sealer(key_id, context(keys, salt))
+    if sealer is not None:
+        body = sealer.open(0, body)
+    try:
+        if not zstandard.get_frame_parameters(body).content_size == plain_bytes <= layout.MAX_MANIFEST_BYTES:
+            raise ValueError("it declares another size")
+        return zstandard.ZstdDecompressor().decompress(body, max_output_size=plain_bytes, allow_extra_data=False)
+    except zstandard.ZstdError as error:
+        raise ValueError(str(error)) from error
 
 
-def _manifest(value: object, keys: SnapshotKeys, encoded_bytes: int) -> Manifest:
-    names = {"snapshot_id", "vm_id", "created_at", "stamp", "vm_config", "size_bytes", "streams"}
-    body = _object(value, names)
-    if body["snapshot_id"] != keys.snapshot_id or body["vm_id"] != keys.vm_id:
+def _manifest(reader: _Reader, keys: SnapshotKeys, encoded_bytes: int) -> Manifest:
+    facts = _object(json.loads(reader.take(struct.unpack("<I", reader.take(4))[0])), _FACTS)
+    if facts["snapshot_id"] != keys.snapshot_id or facts["vm_id"] != keys.vm_id:
         raise ValueError("it belongs to another snapshot")
-    created_at = datetime.fromisoformat(_text(body["created_at"]))
-    if created_at.tzinfo is None:
-        raise ValueError("created_at has no time zone")
-    manifest = Manifest(
+    block_bytes = _int(facts["block_bytes"], layout.MIN_BLOCK_BYTES, layout.MAX_BLOCK_BYTES)
+    if block_bytes & (block_bytes - 1):
+        raise ValueError("the block size is impossible")
+    packs = tuple(_pack(entry) for entry in _array(facts["packs"], layout.MAX_PACKS))
+    frames = _frames(reader, _int(facts["frames"], 0, layout.MAX_BLOCKS))
+    _check_frames(frames, packs, block_bytes)
+    streams = _streams(reader, facts["streams"], frames, block_bytes)
+    order = reader.numbers(_int(facts["order"], 0, len(streams[0].slots)))
+    if len(order) and order.max() >= len(streams[0].slots):
+        raise ValueError("the order names a block that is none")
+    reader.end()
+    return Manifest(
         snapshot_id=keys.snapshot_id,
         vm_id=keys.vm_id,
-        created_at=created_at,
-        stamp=_stamp(body["stamp"]),
-        vm_config=_text(body["vm_config"], layout.MAX_VM_CONFIG),
-        streams=tuple(_streams(body["streams"], keys)),
+        created_at=_moment(facts["created_at"]),
+        stamp=_stamp(facts["stamp"]),
+        vm_config=_text(facts["vm_config"], layout.MAX_VM_CONFIG),
+        block_bytes=block_bytes,
+        packs=packs,
+        frames=frames,
+        streams=streams,
+        order=order,
+        added_bytes=_int(facts["added_bytes"], 0, _MAX_INT),
         encoded_bytes=encoded_bytes,
     )
-    if manifest.size_bytes != body["size_bytes"]:
-        raise ValueError("size_bytes is not the sum of its streams")
-    return manifest
+
+
+def _pack(value: object) -> Pack:
+    entry = _array(value, 3)
+    if len(entry) != 3:
+        raise ValueError("a pack is not three things")
+    pack_id, key_id = _text(entry[0]), _text(entry[2])
+    if not (_PACK_ID.fullmatch(pack_id) and _KEY_ID.fullmatch(key_id)):
+        raise ValueError("a pack lies where it must not")
+    return Pack(pack_id, _int(entry[1], 1, layout.MAX_PACK_BYTES), bytes.fromhex(key_id) if key_id else OPEN)
+
+
+def _frames(reader: _Reader, count: int) -> Frames:
+    frames = np.zeros(count, FRAME)
+    for name in FRAME.names or ():
+        column = FRAME[name]
+        frames[name] = np.frombuffer(reader.take(count * column.itemsize), column.base).reshape(count, *column.shape)
+    return frames
+
+
+def _check_frames(frames: Frames, packs: tuple[Pack, ...], block_bytes: int) -> None:
+    if len(frames) and frames["pack"].max() >= len(packs):
+        raise ValueError("a frame lies in no pack")
+    sizes = np.array([pack.size for pack in packs], np.int64)[frames["pack"]]
+    tags = np.array([0 if pack.key_id == OPEN else TAG_BYTES for pack in packs], np.int64)[frames["pack"]]
+    length, plain = frames["length"].astype(np.int64) - tags, frames["blocks"].astype(np.int64) * block_bytes
+    raw, packed = frames["codec"] == Codec.RAW, frames["codec"] == Codec.ZSTD
+    sound = (
+        (frames["offset"].astype(np.int64) + frames["length"] <= sizes)
+        & (plain > 0)
+        & (plain <= layout.FRAME_BYTES)
+        & ((raw & (length == plain)) | (packed & (length > 0) & (length < plain)))
+    )
+    if not sound.all():
+        raise ValueError("a frame is impossible")
+
+
+def _streams(reader: _Reader, value: object, frames: Frames, block_bytes: int) -> tuple[Stream, ...]:
+    entries = [_array(entry, 2) for entry in _array(value, len(_STREAMS[-1]))]
+    if [entry[0] for entry in entries] not in _STREAMS or any(len(entry) != 2 for entry in entries):
+        raise ValueError("the streams are not those of a VM")
+    sizes = [_int(entry[1], 0, layout.MAX_STREAM_BYTES) for entry in entries]
+    counts = [-(-size // block_bytes) for size in sizes]
+    if sum(counts) > layout.MAX_BLOCKS:
+        raise ValueError("it has too many blocks")
+    streams = []
+    for entry, size, count in zip(entries, sizes, counts, strict=True):
+        slots = reader.numbers(count)
+        used = slots[slots > 0].astype(np.int64) - 1
+        frame, place = np.divmod(used, layout.FRAME_BYTES // block_bytes)
+        if len(used) and (frame.max() >= len(frames) or (place >= frames["blocks"][frame]).any()):
+            raise ValueError("a block lies in no frame")
+        streams.append(Stream(str(entry[0]), size, slots))
+    return tuple(streams)
 
 
 def _stamp(value: object) -> Stamp:
     stamp = _object(value, [field.name for field in fields(Stamp)])
-    return Stamp(
-        vmm=_text(stamp["vmm"]),
-        vmm_version=_text(stamp["vmm_version"]),
-        machine=_text(stamp["machine"]),
-        mem_mib=_int(stamp["mem_mib"], 0, _MAX_INT),
-        vcpu_count=_int(stamp["vcpu_count"], 0, _MAX_INT),
-        devices=_text(stamp["devices"]),
-        image_digest=_text(stamp["image_digest"]),
-    )
+    values: dict[str, Any] = {}
+    for field in fields(Stamp):
+        value = stamp[field.name]
+        values[field.name] = _int(value, 0, _MAX_INT) if field.type == "int" else _text(value)
+    return Stamp(**values)
 
 
-def _streams(value: object, keys: SnapshotKeys) -> Iterator[Stream]:
-    present = set(value) if isinstance(value, dict) else set()
-    expected = [name for name, required in _STREAMS if required or name in present]
-    streams = _object(value, expected)
-    for name in expected:
-        yield _stream(name, streams[name], keys)
+def _moment(value: object) -> datetime:
+    moment = datetime.fromisoformat(_text(value))
+    if moment.tzinfo is None:
+        raise ValueError("created_at has no time zone")
+    return moment
 
 
-def _stream(name: str, value: object, keys: SnapshotKeys) -> Stream:
-    stream = _object(value, {"size", "block_size", "packs"})
-    size = _int(stream["size"], 0, layout.MAX_STREAM_BYTES[name])
-    block_size = _int(stream["block_size"], layout.MIN_BLOCK_BYTES, layout.MAX_BLOCK_BYTES)
-    if block_size & (block_size - 1) or size > block_size * layout.MAX_BLOCKS:
-        raise ValueError(f"{name} has an impossible block size")
-    shape = Stream(name=name, size=size, block_size=block_size, packs=())
-    packs: list[Pack] = []
-    next_index = 0
-    for entry in _array(stream["packs"]):
-        packs.append(pack := _pack(entry, shape, next_index))
-        next_index = pack.blocks[-1].index + 1
-    numbers = [_pack_number(pack.key, name, keys) for pack in packs]
-    if numbers != sorted(set(numbers)):
-        raise ValueError(f"the packs of {name} are out of order")
-    return Stream(name=name, size=size, block_size=block_size, packs=tuple(packs))
-
-
-def _pack_number(key: str, name: str, keys: SnapshotKeys) -> int:
-    digits = key.removeprefix(f"{keys.prefix}{name}.").removesuffix(".pack")
-    if not (digits.isascii() and digits.isdigit() and len(digits) <= 6) or key != keys.pack(name, int(digits)):
-        raise ValueError("a pack lies where it must not")
-    return int(digits)
-
-
-def _pack(value: object, stream: Stream, next_index: int) -> Pack:
-    """One pack; its blocks' indexes start at `next_index` or later."""
-    pack = _object(value, {"key", "size", "blake3", "blocks"})
-    size = _int(pack["size"], 1, layout.MAX_PACK_BYTES)
-    blocks: list[Block] = []
-    offset = 0
-    for row in _array(pack["blocks"]):
-        blocks.append(block := _block(row, stream, next_index, offset))
-        next_index, offset = block.index + 1, block.offset + block.length
-    if not blocks or offset != size:
-        raise ValueError("the blocks of a pack do not fill it")
-    return Pack(key=_text(pack["key"]), size=size, digest=_digest(pack["blake3"]), blocks=tuple(blocks))
-
-
-def _block(value: object, stream: Stream, next_index: int, offset: int) -> Block:
-    """One block, at `offset` of its pack."""
-    row = _array(value)
-    if len(row) != 5 or row[1] != offset:
-        raise ValueError("a block lies where it must not")
-    last_index = (stream.size - 1) // stream.block_size
-    index = _int(row[0], next_index, last_index)
-    codec = Codec(_text(row[3]))
-    plain = stream.plain_bytes(index)
-    length = _int(row[2], *((plain, plain) if codec is Codec.RAW else (1, plain - 1)))
-    return Block(index, offset, length, codec, _digest(row[4]))
-
-
-def _object(value: object, names: Collection[str]) -> dict[str, object]:
+def _object(value: object, names: Collection[str]) -> dict[str, Any]:
     if not isinstance(value, dict) or set(value) != set(names):
         raise ValueError(f"expected an object of {', '.join(sorted(names))}")
-    return cast("dict[str, object]", value)
+    return value
 
 
-def _array(value: object) -> list[object]:
-    if not isinstance(value, list):
-        raise ValueError("expected an array")
+def _array(value: object, limit: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) > limit:
+        raise ValueError(f"expected an array of at most {limit}")
     return value
 
 
@@ -165,10 +212,3 @@ def _text(value: object, limit: int = _MAX_TEXT) -> str:
     if not isinstance(value, str) or len(value.encode()) > limit:
         raise ValueError(f"expected a text of at most {limit} bytes")
     return value
-
-
-def _digest(value: object) -> bytes:
-    text = _text(value)
-    if not _DIGEST.fullmatch(text):
-        raise ValueError("expected a digest")
-    return bytes.fromhex(text)

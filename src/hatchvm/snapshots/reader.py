@@ -1,63 +1,85 @@
-"""Reading packs back: every byte is verified before it is used, and whatever is wrong is Corrupt."""
+"""Reading frames back: every byte is verified before it is used, and whatever is wrong is Corrupt."""
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
 from hatchvm.base.errors import Corrupt, NotFound
 from hatchvm.ports.objects import ObjectStore
-from hatchvm.snapshots.codec import decode, digest
+from hatchvm.snapshots.frames import Opener, Placement, Range, frames_of, ranges
+from hatchvm.snapshots.layout import pack_key
 from hatchvm.snapshots.local import created, local_errors, write_at
-from hatchvm.snapshots.manifest import Pack, Stream
+from hatchvm.snapshots.manifest import Manifest, Stream
+from hatchvm.snapshots.seal import Ring
 from hatchvm.snapshots.workers import Stop, Workers, run_all
 
-#: Two packs being unpacked and one on its way from the store.
-_WIDTH: Final = 3
+#: Reads of up to 4 MiB: two being unpacked and the others on their way from the store.
+_WIDTH: Final = 6
+
+
+class _Target:
+    """A file being made."""
+
+    def __init__(self, manifest: Manifest, stream: Stream, path: Path, fd: int) -> None:
+        self._block_bytes = manifest.block_bytes
+        self._stream = stream
+        self._placement = Placement(manifest, stream)
+        self._path = path
+        self._fd = fd
+
+    def place(self, frame: int, plain: memoryview) -> None:
+        size = self._block_bytes
+        with local_errors(self._path):
+            for block, place, count in self._placement.runs(frame):
+                room = min(count * size, self._stream.size - block * size)
+                write_at(self._fd, plain[place * size : place * size + room], block * size)
 
 
 class Reader:
-    """Reads streams from the store."""
+    """Reads one snapshot from the store."""
 
-    def __init__(self, store: ObjectStore, workers: Workers) -> None:
+    def __init__(self, store: ObjectStore, workers: Workers, manifest: Manifest, ring: Ring) -> None:
         self._store = store
         self._workers = workers
+        self._manifest = manifest
+        self._opener = Opener(manifest, ring)
 
-    async def fetch(self, stream: Stream, path: Path) -> None:
-        """Write the stream to `path`, sparse; not yet synced."""
-        with created(path, stream.size) as fd, local_errors(path):
-            await self._read(stream, fd)
+    async def fetch(self, paths: dict[str, Path]) -> None:
+        """Write streams (name -> path), sparse; not yet synced."""
+        streams = [stream for stream in self._manifest.streams if stream.name in paths]
+        with ExitStack() as stack:
+            targets = [
+                _Target(self._manifest, one, paths[one.name], stack.enter_context(created(paths[one.name], one.size)))
+                for one in streams
+            ]
+            await self._read(streams, targets)
 
-    async def verify(self, stream: Stream) -> None:
+    async def verify(self) -> None:
         """Read all of it and keep nothing."""
-        await self._read(stream, None)
+        await self._read(self._manifest.streams, [])
 
-    async def _read(self, stream: Stream, fd: int | None) -> None:
-        jobs = (self._read_pack(stream, pack, fd) for pack in stream.packs)
-        await run_all(jobs, width=_WIDTH, name=f"read {stream.name}")
+    async def _read(self, streams: Collection[Stream], targets: Collection[_Target]) -> None:
+        wanted = ranges(self._manifest, frames_of(self._manifest, streams))
+        await run_all((self._read_range(one, targets) for one in wanted), width=_WIDTH, name="read packs")
 
-    async def _read_pack(self, stream: Stream, pack: Pack, fd: int | None) -> None:
+    async def _read_range(self, one: Range, targets: Collection[_Target]) -> None:
+        key = pack_key(self._manifest.domain, self._manifest.packs[one.pack].id)
         try:
-            # One byte more than there should be: enough to notice a longer object without loading it.
-            data = await self._store.get(pack.key, length=pack.size + 1)
+            data = await self._store.get(key, start=one.start, length=one.length)
         except NotFound as error:
-            raise Corrupt(f"the snapshot is damaged: {pack.key} is missing") from error
-        await self._workers.run(lambda stop: _unpack(stream, pack, data, fd, stop))
+            raise Corrupt(f"the snapshot is damaged: {key} is missing") from error
+        await self._workers.run(lambda stop: self._unpack(one, data, targets, stop))
 
-
-def _unpack(stream: Stream, pack: Pack, data: bytes, fd: int | None, stop: Stop) -> None:
-    if len(data) != pack.size or digest(data) != pack.digest:
-        raise Corrupt(f"the snapshot is damaged: {pack.key} is not what was stored")
-    view = memoryview(data)
-    for block in pack.blocks:
-        if stop.is_set():
-            return
-        try:
-            stored = view[block.offset : block.offset + block.length]
-            plain = decode(block.codec, stored, stream.plain_bytes(block.index))
-        except ValueError as error:
-            raise Corrupt(f"the snapshot is damaged: {pack.key} cannot be unpacked", detail=str(error)) from error
-        if digest(plain) != block.digest:
-            raise Corrupt(f"the snapshot is damaged: {pack.key} holds another block {block.index}")
-        if fd is not None:
-            write_at(fd, plain, block.index * stream.block_size)
+    def _unpack(self, one: Range, data: bytes, targets: Collection[_Target], stop: Stop) -> None:
+        view = memoryview(data)
+        for frame in one.frames:
+            if stop.is_set():
+                return
+            row = self._manifest.frames[frame]
+            at = int(row["offset"]) - one.start
+            plain = memoryview(self._opener.open(frame, view[at : at + int(row["length"])]))
+            for target in targets:
+                target.place(frame, plain)

@@ -1,78 +1,164 @@
-"""Storing files: cut into blocks, leave out zeros, hash, compress, put packs.
+"""Storing files: look at every block, leave out zeros and what the store has, pack the rest.
 
-A pack is one job: it covers a fixed number of candidate blocks, so which bytes land in which object does not depend on
-timing, and repeating an upload that was cut off writes the same objects again.
+Two passes. The first hashes every block of every file; then it is known which are new, and the second reads only those,
+compresses them in frames and puts them in packs. A block that changed between the two (nobody may write) is noticed.
 """
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Coroutine, Iterator, Sequence
+import secrets
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import ExitStack
-from io import BytesIO
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
+from hatchvm.base.errors import Conflict
 from hatchvm.ports.objects import ObjectStore
-from hatchvm.snapshots.codec import Encoder, digest
-from hatchvm.snapshots.layout import PACK_BYTES, SnapshotKeys
+from hatchvm.snapshots.index import NONE, Index, Places, distinct, no_digests
+from hatchvm.snapshots.layout import FRAME_BYTES, PACK_FRAMES, block_bytes_for, pack_key
 from hatchvm.snapshots.local import Source, opened
-from hatchvm.snapshots.manifest import Block, Pack, Stream
+from hatchvm.snapshots.manifest import FRAME, Frames, Pack, Stream
+from hatchvm.snapshots.pack import Tail, build
+from hatchvm.snapshots.scan import Scan, Sums, scan
+from hatchvm.snapshots.seal import Ring
 from hatchvm.snapshots.workers import Stop, Workers, run_all
 
 #: Two packs being filled and one on its way to the store.
 _WIDTH: Final = 3
 
+#: Told of every pack once it is stored, with its tail's stored form.
+OnStored = Callable[[Pack, bytes], None]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Content:
+    """What a manifest says of stored files."""
+
+    block_bytes: int
+    packs: tuple[Pack, ...]
+    frames: Frames
+    streams: tuple[Stream, ...]
+    added_bytes: int
+
 
 class Writer:
     """Stores the streams of one snapshot."""
 
-    def __init__(self, store: ObjectStore, workers: Workers, keys: SnapshotKeys) -> None:
+    def __init__(self, store: ObjectStore, workers: Workers, ring: Ring, domain: str) -> None:
         self._store = store
         self._workers = workers
-        self._keys = keys
+        self._ring = ring
+        self._domain = domain
 
-    async def write(self, files: dict[str, Path]) -> tuple[Stream, ...]:
-        """Store every file (stream name -> path). When it raises or is cancelled, packs may be left in the store."""
-        packs: dict[str, list[Pack]] = {name: [] for name in files}
+    async def write(self, files: dict[str, Path], known: Sequence[tuple[Pack, Tail]], on_stored: OnStored) -> Content:
+        """Store what is new of every file (stream name -> path). `known`: what the store has, the best first.
+
+        Ended early, packs may be left in the store.
+        """
         with ExitStack() as stack:
             sources = [stack.enter_context(opened(name, path)) for name, path in files.items()]
-            await run_all(self._jobs(sources, packs), width=_WIDTH, name=f"store {self._keys.snapshot_id}")
-        return tuple(_stream(source, packs[source.name]) for source in sources)
+            plan = await self._workers.run(partial(_plan, sources, known))
+            packs, frames = await self._store_new(plan, on_stored)
+        return plan.content(packs, frames)
 
-    def _jobs(self, sources: Sequence[Source], packs: dict[str, list[Pack]]) -> Iterator[Coroutine[Any, Any, None]]:
-        for source in sources:
-            for number, indexes in enumerate(_batches(source)):
-                yield self._store_pack(source, self._keys.pack(source.name, number), indexes, packs[source.name])
+    async def _store_new(self, plan: _Plan, on_stored: OnStored) -> tuple[list[Pack], list[Frames]]:
+        """The new packs and their frames, in the order of the plan."""
+        made: dict[int, tuple[Pack, Frames]] = {}
 
-    async def _store_pack(self, source: Source, key: str, indexes: Sequence[int], packs: list[Pack]) -> None:
-        pack, data = await self._workers.run(lambda stop: _fill(source, key, indexes, stop))
-        if data:
-            await self._store.put(key, data)
-            packs.append(pack)
+        async def store(number: int) -> None:
+            pack_id = secrets.token_hex(16)
+            pack, tail, data, stored_tail = await self._workers.run(
+                lambda stop: build(pack_id, plan.frames_of(number, stop), plan.block_bytes, self._ring)
+            )
+            await self._store.put(pack_key(self._domain, pack.id), data)
+            on_stored(pack, stored_tail)
+            made[number] = pack, tail.frames
 
-
-def _batches(source: Source) -> Iterator[tuple[int, ...]]:
-    """Candidate blocks, a pack's worth at a time."""
-    candidates = itertools.chain.from_iterable(source.data_blocks())
-    while batch := tuple(itertools.islice(candidates, PACK_BYTES // source.block_size)):
-        yield batch
-
-
-def _fill(source: Source, key: str, indexes: Sequence[int], stop: Stop) -> tuple[Pack, bytes]:
-    encoder, blocks, packed = Encoder(), [], BytesIO()
-    for index in indexes:
-        if stop.is_set():
-            break
-        plain = source.read(index)
-        if not source.is_zero(plain):
-            codec, stored = encoder.encode(plain)
-            blocks.append(Block(index, packed.tell(), len(stored), codec, digest(plain)))
-            packed.write(stored)
-    data = packed.getvalue()
-    return Pack(key=key, size=len(data), digest=digest(data), blocks=tuple(blocks)), data
+        jobs: Iterator[Coroutine[Any, Any, None]] = (store(number) for number in range(plan.new_packs))
+        await run_all(jobs, width=_WIDTH, name="store packs")
+        in_order = [made[number] for number in range(plan.new_packs)]
+        return [pack for pack, _ in in_order], [frames for _, frames in in_order]
 
 
-def _stream(source: Source, packs: list[Pack]) -> Stream:
-    in_order = sorted(packs, key=lambda pack: pack.blocks[0].index)
-    return Stream(name=source.name, size=source.size, block_size=source.block_size, packs=tuple(in_order))
+def _plan(sources: Sequence[Source], known: Sequence[tuple[Pack, Tail]], stop: Stop) -> _Plan:
+    """What to store. In one piece, so that what is only needed to find out is freed."""
+    block_bytes = block_bytes_for([source.size for source in sources])
+    sums = Sums(block_bytes)
+    scans = [scan(source, block_bytes, sums, stop) for source in sources]
+    return _Plan(sources, scans, Index(known, block_bytes), sums, block_bytes)
+
+
+class _Plan:
+    """Which blocks are new, and where every block will lie."""
+
+    def __init__(
+        self, sources: Sequence[Source], scans: Sequence[Scan], index: Index, sums: Sums, block_bytes: int
+    ) -> None:
+        self.block_bytes = block_bytes
+        self._frame_slots = FRAME_BYTES // block_bytes
+        self._sources = sources
+        self._sums = sums
+        digests = np.concatenate([no_digests(), *(scan.digests for scan in scans)])
+        found = index.find(digests)
+        unknown = np.flatnonzero(found == NONE)
+        firsts, which = distinct(digests[unknown])
+        self._packs, self._frames, slots = index.used(found)
+        slots[unknown] = len(self._frames) * self._frame_slots + which
+        bounds = np.cumsum([len(scan.blocks) for scan in scans])
+        self._streams = [
+            _stream(source, scan, part, block_bytes)
+            for source, scan, part in zip(sources, scans, np.split(slots, bounds[:-1]), strict=True)
+        ]
+        new = unknown[firsts]
+        self._new_source = np.searchsorted(bounds, new, side="right").astype(np.uint8)
+        self._new_block = np.concatenate([scan.blocks for scan in scans])[new]
+        self._new_digest = digests[new]
+        self._new_sum = np.concatenate([scan.sums for scan in scans])[new]
+
+    @property
+    def new_packs(self) -> int:
+        return -(-len(self._new_block) // (PACK_FRAMES * self._frame_slots))
+
+    def frames_of(self, pack: int, stop: Stop) -> Iterator[tuple[bytearray, bytes]]:
+        """The frames of one new pack: their plain bytes and the digests of their blocks. Raises Conflict."""
+        begin = pack * PACK_FRAMES * self._frame_slots
+        end = min(begin + PACK_FRAMES * self._frame_slots, len(self._new_block))
+        for first in range(begin, end, self._frame_slots):
+            if stop.is_set():
+                return
+            yield self._frame(slice(first, min(first + self._frame_slots, end)))
+
+    def _frame(self, new: slice) -> tuple[bytearray, bytes]:
+        blocks, sources = self._new_block[new].astype(np.int64), self._new_source[new]
+        plain = bytearray(len(blocks) * self.block_bytes)
+        view = memoryview(plain)
+        breaks = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(sources) != 0)) + 1
+        for begin, end in pairwise([0, *breaks.tolist(), len(blocks)]):
+            piece = view[begin * self.block_bytes : end * self.block_bytes]
+            self._sources[sources[begin]].read_into(piece, int(blocks[begin]) * self.block_bytes)
+        if (self._sums.of(plain) != self._new_sum[new]).any():
+            raise Conflict("a file of the snapshot changed while it was being stored")
+        return plain, self._new_digest[new].astype("<u8", copy=False).tobytes()
+
+    def content(self, new_packs: Sequence[Pack], new_frames: Sequence[Frames]) -> Content:
+        """The tables, with those frames of the index that are used and the new ones."""
+        new = np.concatenate([np.zeros(0, FRAME), *new_frames])
+        new["pack"] = len(self._packs) + np.repeat(np.arange(len(new_packs)), [len(one) for one in new_frames])
+        return Content(
+            block_bytes=self.block_bytes,
+            packs=(*self._packs, *new_packs),
+            frames=np.concatenate([self._frames, new]),
+            streams=tuple(self._streams),
+            added_bytes=sum(pack.size for pack in new_packs),
+        )
+
+
+def _stream(source: Source, scan: Scan, slots: Places, block_bytes: int) -> Stream:
+    table = np.zeros(-(-source.size // block_bytes), np.uint32)
+    table[scan.blocks] = slots + 1
+    return Stream(source.name, source.size, table)

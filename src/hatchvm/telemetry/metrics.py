@@ -22,5 +22,11 @@ PAUSE_SECONDS: Final = Histogram(
 )
 UPLOADS: Final = Counter("hatch_snapshot_uploads", "Snapshot uploads, by outcome", ["outcome"], registry=REGISTRY)
 STORED_BYTES: Final = Counter("hatch_snapshot_stored_bytes", "Bytes written to the object store", registry=REGISTRY)
+UPLOADS_PENDING: Final = Gauge(
+    "hatch_uploads_pending", "Snapshots that are on this host only, so far", registry=REGISTRY
+)
+UPLOAD_OLDEST_PENDING_SECONDS: Final = Gauge(
+    "hatch_upload_oldest_pending_seconds", "How long the oldest of them has waited; 0 without any", registry=REGISTRY
+)
 VMS: Final = Gauge("hatch_vms", "VMs, by state", ["state"], registry=REGISTRY)
 ROUTES: Final = Gauge("hatch_routes", "Routes", registry=REGISTRY)

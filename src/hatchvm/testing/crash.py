@@ -2,8 +2,8 @@
 
     python -m hatchvm.testing.crash <folder> <first n> <stride>
 
-The story: a VM is created, put to sleep and woken a few times, brought back to its first snapshot, stopped, started,
-put to sleep and deleted. For n = first, first + stride, … a child plays it in a folder of its own and is gone, without
+The story: a VM is created, put to sleep and woken a few times, brought back to its first snapshot, booted from its own
+disk and from an older one, stopped, started, put to sleep and deleted. For n = first, first + stride, … a child plays it in a folder of its own and is gone, without
 a word, before its n-th step; a second child starts a daemon over what is left and looks. Each n that went wrong is a
 line of the output; the last line tells how many steps there were.
 """
@@ -76,6 +76,13 @@ async def story(folder: Path, n: int) -> None:
     tell(vm, life=world.memory(vm)["life"])
     await world.vms.restore(vm.id, first.id)
     tell(vm)
+    older = await world.vms.snapshot(vm.id)
+    tell(vm, disk=world.disk(vm)["ticks"])
+    await world.vms.restore(vm.id, None, disk=True)
+    tell(vm, life=world.memory(vm)["life"])
+    await world.vms.snapshot(vm.id)
+    tell(vm)
+    await world.vms.restore(vm.id, older.id, disk=True)
     await world.vms.stop(vm.id)
     await world.vms.start(vm.id)
     tell(vm, life=world.memory(vm)["life"])
@@ -149,6 +156,7 @@ async def _check(world: World, vm: VM, told: dict[str, Any]) -> None:
     if "life" in told:
         assert memory["life"] == told["life"], "another boot's memory"
         assert answered > told.get("requests", 0), "time went back"
+    assert world.disk(vm)["ticks"] >= told.get("disk", 0), "its disk went back"
     await world.vms.snapshot(vm.id)
     await world.vms.restore(vm.id, None)
     assert world.memory(vm)["life"] == memory["life"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections import Counter
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -21,7 +22,7 @@ from hatchvm.domain.lifecycle import State
 from hatchvm.domain.route import Route, random_subdomain
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 from hatchvm.domain.vm import VM, NewVM, VMSpec
-from hatchvm.ports.house import Event
+from hatchvm.ports.house import Event, Overview, PendingUpload
 
 START: Final = datetime(2026, 3, 6, 14, 30, tzinfo=UTC)
 _OWN: Final = ("guest_ip", "guest_mac", "snapshot_id")
@@ -72,6 +73,8 @@ class FakeHouse:
         self.template_rows: _Table[Template] = _Table("template")
         self.key_rows: _Table[ApiKey] = _Table("key")
         self.user_data: dict[str, str | None] = {}
+        self.disk_restores: list[str] = []
+        self.uploads: list[PendingUpload] = []
         self.vms = FakeVMs(self)
         self.routes = FakeRoutes(self)
         self.snapshots = FakeSnapshots(self)
@@ -91,6 +94,10 @@ class FakeHouse:
     async def health(self) -> tuple[int, int]:
         self.now()
         return len(self.vm_rows), len(self.route_rows)
+
+    async def overview(self) -> Overview:
+        states = Counter(lifecycle.PUBLIC[vm.state] for vm in self.vm_rows.values())
+        return Overview(store="directory", vms=states, uploads=self.uploads)
 
     async def ready(self) -> None:
         self.now()
@@ -185,10 +192,13 @@ class FakeVMs:
             )
         )
 
-    async def restore(self, vm_id: str, snapshot_id: str | None) -> VM:
+    async def restore(self, vm_id: str, snapshot_id: str | None, *, disk: bool = False) -> VM:
         if snapshot_id is not None and self._house.snapshot_rows.find(snapshot_id).vm_id != vm_id:
             raise NotFound("snapshot not found")
-        return self._move(vm_id, lifecycle.Event.RESTORE, lifecycle.Event.RESTORED)
+        vm = self._move(vm_id, lifecycle.Event.RESTORE, lifecycle.Event.RESTORED)
+        if disk:
+            self._house.disk_restores.append(vm_id)
+        return vm
 
     async def snapshots(self, vm_id: str) -> Sequence[Snapshot]:
         vm = await self.get(vm_id)

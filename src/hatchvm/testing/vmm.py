@@ -15,7 +15,7 @@ import os
 import secrets
 import socket
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +35,20 @@ _LOOK_S: Final = 0.005
 OPEN: Final = "open"
 SILENT: Final = "silent"
 ASKED: Final = Exit(True, "the VMM was asked to end")
+#: A stamp, for tests that need one.
+STAMP: Final = Stamp(
+    vmm="fake",
+    vmm_version="1",
+    machine="number",
+    accel="none",
+    cpu_model="Fingers",
+    cpu_flags="ten",
+    mem_mib=1,
+    vcpu_count=1,
+    devices="d",
+    kernel_digest="k",
+    image_digest="i",
+)
 
 
 async def no_hook(step: str) -> None:
@@ -239,22 +253,23 @@ class FakeDriver:
     def __init__(self, machines: Machines, hook: Hook = no_hook) -> None:
         self._machines = machines
         self._hook = hook
-        self.version = "1"
+        #: Fields of a stamp in which this host differs from every other one.
+        self.differs: dict[str, Any] = {}
 
     async def check(self) -> str:
         return "no virtual machines at all"
 
     async def stamp(self, plan: LaunchPlan) -> Stamp:
         await self._hook("stamp")
-        return Stamp(
-            vmm=self.name,
-            vmm_version=self.version,
-            machine="number",
+        stamp = replace(
+            STAMP,
             mem_mib=plan.mem_mib,
             vcpu_count=plan.vcpu_count,
             devices="net" if plan.net else "",
+            kernel_digest=str(plan.boot.kernel),
             image_digest=plan.image_digest,
         )
+        return replace(stamp, **self.differs)
 
     async def create_disk(self, base: Path | None, base_format: DiskFormat, disk: Path) -> None:
         await self._hook("create_disk")

@@ -94,6 +94,7 @@ class SteppedObjects:
         self._inner = inner
         self._step = step
         self.info = inner.info
+        self.locate = inner.locate
         self.check = inner.check
 
     async def put(self, key: str, data: bytes, *, if_absent: bool = False) -> None:
@@ -130,7 +131,7 @@ class World:
         self.machines = Machines(root / "machines")
         self.driver = FakeDriver(self.machines, self.step)
         self.objects = SteppedObjects(DirectoryStore(self.paths.objects), self.step)
-        engine = SnapshotEngine(self.objects)
+        engine = SnapshotEngine(self.objects, self.paths.packs, self.clock)
         node = LocalNode(NODE_ID, self.paths, self.driver, engine, boot_id=boot_id)
         self.ctx = Context(
             store=SteppedStore(SqlStore(f"sqlite:///{self.paths.database}"), self.step),
@@ -209,6 +210,10 @@ class World:
     def memory(self, vm: VM) -> dict[str, Any]:
         """What the guest holds in its memory."""
         return read_guest(self.paths.vm(vm.id).memory)
+
+    def disk(self, vm: VM) -> dict[str, Any]:
+        """What the guest holds on its disk."""
+        return read_guest(self.paths.vm(vm.id).disk)
 
     async def request(self, vm: VM) -> int:
         """What the proxy does with a request; how many the guest has answered since it booted."""

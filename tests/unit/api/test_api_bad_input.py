@@ -74,7 +74,9 @@ def bad_values(schema: Node) -> Iterator[Json]:
     if "maximum" in schema:
         yield schema["maximum"] + 1
         yield 10**40
-    if schema["type"] == "string":
+    if "enum" in schema:
+        yield "".join(schema["enum"])
+    elif schema["type"] == "string":
         yield "a" * (schema["maxLength"] + 1)
         yield from ("\0", "\ud800")
     if schema["type"] == "object":

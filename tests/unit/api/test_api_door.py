@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
+from datetime import timedelta
 
 import httpx2
 import pytest
@@ -11,7 +13,9 @@ from fastapi.routing import iter_route_contexts
 
 from hatchvm.api.accept import wants_metrics
 from hatchvm.base.errors import Unavailable
-from hatchvm.testing.house import FakeHouse
+from hatchvm.domain.vm import NewVM
+from hatchvm.ports.house import PendingUpload
+from hatchvm.testing.house import START, FakeHouse
 
 pytest_plugins = ["hatchvm.testing.api_fixtures"]
 
@@ -143,10 +147,37 @@ def test_who_wants_metrics(accept: str, metrics: bool) -> None:
 
 
 async def test_readiness(stranger: httpx2.AsyncClient, house: FakeHouse) -> None:
-    assert (await stranger.get("/readyz")).json() == {"status": "ready"}
-    house.trouble = Unavailable("still adopting VMs")
+    vm = await house.vms.create(NewVM())
+    found = {"store": "directory", "vms": {"running": 1}}
+    stored = {"uploads_pending": 0, "oldest_pending_seconds": 0.0, "uploads": []}
     answer = await stranger.get("/readyz")
-    assert (answer.status_code, answer.json()) == (503, {"error": "still adopting VMs"})
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", **found, **stored})
+    waits = PendingUpload(
+        vm_id=vm.id,
+        snapshot_id="snap-000000000001",
+        since=START,
+        waited_s=61.5,
+        error="the store is down",
+        uploading=False,
+        retry_at=START + timedelta(seconds=62),
+    )
+    house.uploads = [waits, replace(waits, waited_s=1.0, error="", uploading=True, retry_at=None)]
+    first = {
+        "vm_id": vm.id,
+        "snapshot_id": "snap-000000000001",
+        "pending_since": "2026-03-06T14:30:00Z",
+        "error": "the store is down",
+        "uploading": False,
+        "next_retry_at": "2026-03-06T14:31:02Z",
+    }
+    second = first | {"error": "", "uploading": True, "next_retry_at": None}
+    waiting = {"uploads_pending": 2, "oldest_pending_seconds": 61.5, "uploads": [first, second]}
+    answer = await stranger.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", **found, **waiting})
+    house.trouble = Unavailable("still adopting VMs", retry_after_s=3)
+    answer = await stranger.get("/readyz")
+    refused = {"error": "still adopting VMs", "status": "not ready", **found, **waiting}
+    assert (answer.status_code, answer.json(), answer.headers["Retry-After"]) == (503, refused, "3")
 
 
 async def test_metrics(stranger: httpx2.AsyncClient) -> None:

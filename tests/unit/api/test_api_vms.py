@@ -169,3 +169,20 @@ async def test_without_advice_there_is_no_retry_after(client: httpx2.AsyncClient
     answer = await client.post("/vms")
     assert (answer.status_code, answer.json()) == (503, {"error": "snapshot storage not configured"})
     assert "Retry-After" not in answer.headers
+
+
+@pytest.mark.parametrize(("body", "booted"), [({}, False), ({"mode": "memory"}, False), ({"mode": "disk"}, True)])
+async def test_a_restore_is_of_memory_unless_the_disk_is_asked_for(
+    client: httpx2.AsyncClient, house: FakeHouse, body: dict[str, str], booted: bool
+) -> None:
+    vm = (await client.post("/vms")).json()
+    snapshot = (await client.post(f"/vms/{vm['id']}/snapshot")).json()
+    answer = await client.post(f"/vms/{vm['id']}/restore", json={"snapshot_id": snapshot["id"], **body})
+    assert (answer.status_code, answer.json()["state"]) == (200, "running")
+    assert house.disk_restores == ([vm["id"]] if booted else [])
+
+
+async def test_there_are_two_modes(client: httpx2.AsyncClient) -> None:
+    vm = (await client.post("/vms")).json()
+    answer = await client.post(f"/vms/{vm['id']}/restore", json={"mode": "Disk"})
+    assert (answer.status_code, answer.json()) == (400, {"error": "mode: must be 'memory' or 'disk'"})

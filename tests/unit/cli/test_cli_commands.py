@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
+from hatchvm.base.errors import Unavailable
+from hatchvm.ports.house import PendingUpload
 from hatchvm.testing.command import Cli
+from hatchvm.testing.house import START
 from hatchvm.testing.live import Live
 
 pytest_plugins = ["hatchvm.testing.cli_fixtures"]
@@ -66,7 +69,7 @@ def test_user_data_from_standard_input(cli: Cli, live: Live, monkeypatch: pytest
     assert live.house.user_data[vm["id"]] == "#!/bin/sh\n"
 
 
-def test_a_vms_life(cli: Cli, vm: dict[str, Any]) -> None:
+def test_a_vms_life(cli: Cli, vm: dict[str, Any], live: Live) -> None:
     assert ask(cli, "vm", "get", vm["id"]) == vm
     assert vm["id"] in [row["id"] for row in ask(cli, "vm", "list")]
     snapshot = ask(cli, "vm", "snapshot", vm["id"])
@@ -74,6 +77,10 @@ def test_a_vms_life(cli: Cli, vm: dict[str, Any]) -> None:
     assert ask(cli, "snapshot", "get", snapshot["id"]) == snapshot
     assert ask(cli, "vm", "create", "--snapshot", snapshot["id"])["state"] == "running"
     assert ask(cli, "vm", "restore", vm["id"], "--snapshot", snapshot["id"])["state"] == "running"
+    assert vm["id"] not in live.house.disk_restores
+    ask(cli, "vm", "snapshot", vm["id"])
+    assert ask(cli, "vm", "restore", "--disk", vm["id"])["state"] == "running"
+    assert live.house.disk_restores[-1] == vm["id"]
     assert ask(cli, "snapshot", "delete", snapshot["id"]) == {"status": "deleted"}
     assert ask(cli, "vm", "stop", vm["id"])["state"] == "stopped"
     assert ask(cli, "vm", "start", vm["id"])["state"] == "running"
@@ -117,6 +124,39 @@ def test_keys(cli: Cli) -> None:
 
 def test_health(cli: Cli) -> None:
     assert ask(cli, "health")["status"] == "ok"
+
+
+def test_status(cli: Cli, vm: dict[str, Any], live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    calm = cli("status")
+    assert calm.code == 0
+    told = dict(line.split("  ", 1) for line in calm.out.splitlines())
+    assert (told["status"].strip(), told["store"].strip()) == ("ready", "directory")
+    assert "running" in told["vms"]
+    assert told["not stored yet"].strip() == "no snapshot"
+    waits = PendingUpload(
+        vm_id=vm["id"],
+        snapshot_id="snap-000000000001",
+        since=START,
+        waited_s=3661.4,
+        error="the store is down",
+        uploading=False,
+        retry_at=START,
+    )
+    monkeypatch.setattr(live.house, "uploads", [waits])
+    shown = cli("status").out
+    assert "1 snapshot, the oldest for 1h1m1s" in shown
+    head, row = shown.splitlines()[-2:]
+    assert head.split() == "VM SNAPSHOT PENDING SINCE UPLOADING NEXT RETRY AT ERROR".split()
+    moment = "2026-03-06T14:30:00Z"
+    assert row.split() == [vm["id"], "snap-000000000001", moment, "no", moment, *"the store is down".split()]
+    assert ask(cli, "status")["uploads"][0]["error"] == "the store is down"
+    monkeypatch.setattr(live.house, "trouble", Unavailable("not ready: the store is down"))
+    trouble = cli("status")
+    assert trouble.code == 8
+    assert "not ready: the store is down" in trouble.out
+    assert row in trouble.out
+    trouble = cli("--json", "status")
+    assert (trouble.code, json.loads(trouble.out)["error"]) == (8, "not ready: the store is down")
 
 
 def test_tables_for_people(cli: Cli, vm: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import fields, replace
+from dataclasses import asdict, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
@@ -22,8 +22,33 @@ BOOT: Final = Boot(kernel=Path("/k"), initrd=None, rootfs=None, rootfs_format="r
 IMAGE: Final = Image(id="img-1", name=None, boot=BOOT, digest="d", size_bytes=1, created_at=NOW)
 DEFAULTS: Final = Defaults(image="tiny", vcpu_count=1, mem_mib=512, boot_args="quiet")
 STAMP: Final = Stamp(
-    vmm="qemu", vmm_version="7.2", machine="microvm/tcg/max", mem_mib=64, vcpu_count=1, devices="d", image_digest="i"
+    vmm="QEMU",
+    vmm_version="7.2.22",
+    machine="microvm",
+    accel="kvm",
+    cpu_model="AMD EPYC 7763",
+    cpu_flags="f",
+    mem_mib=64,
+    vcpu_count=1,
+    devices="d",
+    kernel_digest="k",
+    image_digest="i",
 )
+#: Field -> what another host has, and the words for it.
+DIFFERENCES: Final[dict[str, tuple[Any, str]]] = {
+    "format": (1, "another version of Hatch saved it (format 2, this one reads format 1)"),
+    "vmm": ("Firecracker", "it was made by QEMU, this host has Firecracker"),
+    "vmm_version": ("9.2.0", "it was made by QEMU 7.2.22, this host has 9.2.0"),
+    "machine": ("q35", "it was made on a machine of type microvm, VMs here are of type q35"),
+    "accel": ("tcg", "it ran under kvm, VMs here run under tcg"),
+    "cpu_model": ("Intel Xeon", "it was made on CPU 'AMD EPYC 7763', this host has 'Intel Xeon'"),
+    "cpu_flags": ("g", "it was made on CPU 'AMD EPYC 7763' with another set of CPU flags than this host's"),
+    "mem_mib": (128, "it has 64 MiB of memory, the VM has 128"),
+    "vcpu_count": (2, "it has vcpu_count 1, the VM has 2"),
+    "devices": ("e", "it was made with other devices than the VM has here"),
+    "kernel_digest": ("l", "it runs another kernel than the VM's image has here"),
+    "image_digest": ("j", "it was made from another image than the VM has here"),
+}
 
 
 def specified(new: NewVM, template: Template | None = None) -> VMSpec:
@@ -32,10 +57,30 @@ def specified(new: NewVM, template: Template | None = None) -> VMSpec:
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Stamp)])
 def test_a_snapshot_says_in_what_another_host_differs(name: str) -> None:
-    mine = getattr(STAMP, name)
-    theirs: Any = mine + 1 if isinstance(mine, int) else f"{mine}'"
-    sentence = STAMP.difference(replace(STAMP, **{name: theirs}))
-    assert sentence == f"the snapshot was made with {name.replace('_', ' ')} {mine!r}, this host has {theirs!r}"
+    theirs, words = DIFFERENCES[name]
+    assert STAMP.difference(replace(STAMP, **{name: theirs})) == words
+
+
+def test_the_first_difference_is_the_one_that_explains_the_others() -> None:
+    emulated = replace(STAMP, accel="tcg", cpu_model="max", cpu_flags="")
+    assert STAMP.difference(emulated) == "it ran under kvm, VMs here run under tcg"
+
+
+def test_a_stamp_that_was_written_down_is_the_same_again() -> None:
+    assert Stamp.of(asdict(STAMP)) == STAMP
+
+
+def test_a_stamp_of_an_older_version_fits_nowhere_and_one_of_a_newer_version_neither() -> None:
+    older = {name: value for name, value in asdict(STAMP).items() if name not in ("format", "kernel_digest")}
+    newer = {**asdict(STAMP), "format": 3, "moon": "full"}
+    for record in (older, newer):
+        assert "another version of Hatch saved it" in str(Stamp.of(record).difference(STAMP))
+
+
+@pytest.mark.parametrize("wrong", [{"mem_mib": "64"}, {"vmm": None}, {"vcpu_count": True}])
+def test_a_stamp_of_the_wrong_types_is_none(wrong: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=next(iter(wrong))):
+        Stamp.of({**asdict(STAMP), **wrong})
 
 
 def test_a_snapshot_fits_where_all_is_the_same() -> None:

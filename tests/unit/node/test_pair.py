@@ -14,11 +14,10 @@ import pytest
 from hatchvm.base import tasks
 from hatchvm.base.errors import Corrupt
 from hatchvm.base.paths import VMPaths
-from hatchvm.domain.snapshot import Stamp
 from hatchvm.node import pair
 from hatchvm.node.pair import Saved
+from hatchvm.testing.vmm import STAMP
 
-STAMP: Final = Stamp(vmm="q", vmm_version="7", machine="m", mem_mib=1, vcpu_count=1, devices="d", image_digest="i")
 BOOT: Final = "boot-1"
 LATER: Final = "boot-2"
 
@@ -39,6 +38,25 @@ def test_what_was_saved_is_loaded(paths: VMPaths) -> None:
     assert pair.load(paths, BOOT) is None
     saved = commit(paths, synced=False)
     assert pair.load(paths, BOOT) == saved
+
+
+def test_what_an_older_version_saved_is_sound_but_fits_nowhere(paths: VMPaths) -> None:
+    commit(paths, synced=True)
+    record = json.loads(paths.saved.read_bytes())
+    del record["stamp"]["format"]
+    paths.saved.write_text(json.dumps(record))
+    saved = pair.load(paths, BOOT)
+    assert saved is not None
+    assert saved.stamp.difference(STAMP)
+
+
+def test_only_a_pair_that_would_be_loaded_is_sound(paths: VMPaths) -> None:
+    assert not pair.sound(paths, BOOT)
+    commit(paths, synced=False)
+    assert pair.sound(paths, BOOT)
+    assert not pair.sound(paths, LATER)
+    paths.state.write_bytes(b"damage")
+    assert not pair.sound(paths, BOOT)
 
 
 @pytest.mark.parametrize("synced", [False, True])

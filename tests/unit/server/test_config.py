@@ -14,8 +14,15 @@ from hatchvm.base.errors import Invalid
 from hatchvm.server.config import Config, load
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
-#: Read only to be refused, so that nobody believes that snapshots go there.
-REFUSED: Final = "HATCH_S3_BUCKET"
+#: variable -> others that it needs to be set, or not to be.
+WITH: Final[dict[str, dict[str, str]]] = {
+    "HATCH_S3_ENDPOINT": {"HATCH_S3_BUCKET": "my-bucket"},
+    "HATCH_S3_REGION": {"HATCH_S3_BUCKET": "my-bucket"},
+    "HATCH_S3_ACCESS_KEY": {"HATCH_S3_BUCKET": "my-bucket", "HATCH_S3_SECRET_KEY": "secret"},
+    "HATCH_S3_SECRET_KEY": {"HATCH_S3_BUCKET": "my-bucket", "HATCH_S3_ACCESS_KEY": "key"},
+    "HATCH_S3_PATH_STYLE": {"HATCH_S3_BUCKET": "my-bucket"},
+    "HATCH_S3_PREFIX": {"HATCH_S3_BUCKET": "my-bucket"},
+}
 #: variable -> (a value, what it means)
 GOOD: Final[dict[str, tuple[str, object]]] = {
     "HATCH_HTTP_ADDR": ("[::1]:81", ("::1", 81)),
@@ -25,6 +32,13 @@ GOOD: Final[dict[str, tuple[str, object]]] = {
     "HATCH_CACHE_DIR": ("/c", Path("/c")),
     "DATABASE_URL": ("sqlite:////x.db", "sqlite:////x.db"),
     "HATCH_SNAPSHOT_STORE": ("none", "none"),
+    "HATCH_S3_BUCKET": ("my-bucket", "my-bucket"),
+    "HATCH_S3_ENDPOINT": ("http://127.0.0.1:9000/", "http://127.0.0.1:9000"),
+    "HATCH_S3_REGION": ("eu-central-1", "eu-central-1"),
+    "HATCH_S3_ACCESS_KEY": ("key", "key"),
+    "HATCH_S3_SECRET_KEY": ("secret", SecretStr("secret")),
+    "HATCH_S3_PATH_STYLE": ("false", "false"),
+    "HATCH_S3_PREFIX": ("/hatch/one", "hatch/one/"),
     "HATCH_SNAPSHOT_KEEP": ("1", 1),
     "HATCH_VMM": ("qemu", "qemu"),
     "HATCH_ACCEL": ("tcg", "tcg"),
@@ -51,6 +65,10 @@ BAD: Final[dict[str, list[str]]] = {
     "HATCH_HTTP_ADDR": ["8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", ":-1", ":²"],
     "HATCH_PROXY_ADDR": ["9090"],
     "HATCH_BASE_DOMAIN": [",", "a..b", "-a", "a_b", "a b", "http://a", "x" * 64, "ä"],
+    "HATCH_S3_BUCKET": ["x", "Upper", "under_score", "a/b", "-ab", "a" * 64],
+    "HATCH_S3_ENDPOINT": ["s3.example.com", "ftp://s3.example.com", "https://", "http://h/path", "http://me:pw@h"],
+    "HATCH_S3_PATH_STYLE": ["yes", "path"],
+    "HATCH_S3_PREFIX": ["..", "a//b", "a b", "a/../b", "x" * 64, "~x", "a/" * 9],
     "HATCH_SNAPSHOT_KEEP": ["0", "1001", "x", "1.5"],
     "HATCH_VMM": ["xen", "QEMU"],
     "HATCH_ACCEL": ["hvf"],
@@ -79,6 +97,11 @@ def variables() -> dict[str, str]:
     return named
 
 
+def setenv(monkeypatch: pytest.MonkeyPatch, values: dict[str, str]) -> None:
+    for name, value in values.items():
+        monkeypatch.setenv(name, value)
+
+
 def documented() -> dict[str, tuple[list[str], list[str]]]:
     """The page's rows: first cell -> (variables, words of the default in code type)."""
     rows = re.findall(r"^\| (`[^|]+) \| ([^|]*)\|", PAGE.read_text(), re.MULTILINE)
@@ -94,7 +117,7 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_variable_has_a_row_on_its_page_and_the_other_way_round() -> None:
     on_page = [name for names, _ in documented().values() for name in names]
-    assert sorted(on_page) == sorted(set(variables()) - {REFUSED}) == sorted(GOOD)
+    assert sorted(on_page) == sorted(variables()) == sorted(GOOD)
 
 
 @pytest.mark.parametrize(
@@ -107,6 +130,7 @@ def test_every_variable_has_a_row_on_its_page_and_the_other_way_round() -> None:
     ],
 )
 def test_a_default_written_out_changes_nothing(variable: str, default: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    setenv(monkeypatch, WITH.get(variable, {}))
     usual = load()
     monkeypatch.setenv(variable, default)
     given = load()
@@ -121,6 +145,7 @@ def test_a_good_value_is_read_from_the_environment_and_from_a_file(
     text, value = GOOD[variable]
     field = variables()[variable]
     assert getattr(load(), field) != value
+    setenv(monkeypatch, WITH.get(variable, {}))
     file = tmp_path / "hatch.env"
     file.write_text(f'# a remark\n{variable}="{text}"\n')
     assert getattr(load(file), field) == value
@@ -187,10 +212,27 @@ def test_ssh_ports_the_wrong_way_round(monkeypatch: pytest.MonkeyPatch) -> None:
         load()
 
 
-def test_what_this_version_cannot_do_is_refused_not_ignored(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(REFUSED, "bucket")
-    with pytest.raises(Invalid, match=f"^{REFUSED}: "):
+CONTRADICTIONS: Final = [
+    ({"HATCH_S3_ENDPOINT": "http://h"}, "HATCH_S3_BUCKET: set it, or unset HATCH_S3_ENDPOINT, which needs it"),
+    ({"HATCH_S3_BUCKET": "abc", "HATCH_S3_ACCESS_KEY": "k"}, "HATCH_S3_ACCESS_KEY and HATCH_S3_SECRET_KEY: set both"),
+    ({"HATCH_S3_BUCKET": "abc", "HATCH_S3_SECRET_KEY": "s"}, "HATCH_S3_ACCESS_KEY and HATCH_S3_SECRET_KEY: set both"),
+    ({"HATCH_S3_BUCKET": "abc", "HATCH_SNAPSHOT_STORE": "/s"}, "HATCH_SNAPSHOT_STORE: HATCH_S3_BUCKET is set as well"),
+    ({"HATCH_S3_BUCKET": "abc", "HATCH_SNAPSHOT_STORE": "directory"}, "HATCH_SNAPSHOT_STORE: HATCH_S3_BUCKET is set"),
+]
+
+
+@pytest.mark.parametrize(("values", "sentence"), CONTRADICTIONS, ids=[" ".join(values) for values, _ in CONTRADICTIONS])
+def test_a_store_in_two_places_or_in_half_a_place_is_refused(
+    values: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setenv(monkeypatch, values)
+    with pytest.raises(Invalid, match=f"^{sentence}"):
         load()
+
+
+def test_snapshots_are_switched_off_whatever_else_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    setenv(monkeypatch, {"HATCH_S3_BUCKET": "abc", "HATCH_SNAPSHOT_STORE": "none"})
+    assert load().snapshot_store == "none"
 
 
 @pytest.mark.parametrize("cache", ["", "/xdg"])
@@ -200,6 +242,7 @@ def test_images_are_cached_where_the_desktop_says(cache: str, monkeypatch: pytes
     assert load().cache_dir == Path(cache or "/home/me/.cache") / "hatchvm"
 
 
-def test_the_verifiers_address_which_may_hold_a_secret_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HATCH_AUTH_VERIFY_URL", "https://user:swordfish@keys.example")
+    setenv(monkeypatch, WITH["HATCH_S3_SECRET_KEY"] | {"HATCH_S3_SECRET_KEY": "swordfish"})
     assert "swordfish" not in repr(load())

@@ -13,14 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hatchvm.base.errors import Corrupt, HatchError, Invalid, Unsupported
-from hatchvm.domain.snapshot import Stamp
 from hatchvm.snapshots.codec import Codec, digest
 from hatchvm.snapshots.layout import BLOCK_BYTES, MAX_BLOCKS, SnapshotKeys, block_bytes_for, keys_of
 from hatchvm.snapshots.manifest import Block, Manifest, Pack, Stream, encode
 from hatchvm.snapshots.parse import decode
+from hatchvm.testing.vmm import STAMP
 
 KEYS: Final = SnapshotKeys("vm-0123456789ab", "snap-0123456789ab")
-STAMP: Final = Stamp(vmm="q", vmm_version="7", machine="m", mem_mib=1, vcpu_count=1, devices="d", image_digest="i")
 ZEROS: Final = bytes(32)
 
 

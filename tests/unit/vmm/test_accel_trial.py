@@ -10,9 +10,9 @@ from typing import Final, Literal
 import pytest
 
 from hatchvm.base.errors import Unsupported
+from hatchvm.base.process import boot_id
 from hatchvm.domain.image import Boot
 from hatchvm.vmm.qemu.accel import Accelerator
-from hatchvm.vmm.qemu.process import boot_id
 
 VERSION: Final = "7.2.9 (Somebody's build)"
 BOOT: Final = Boot(kernel=Path("/k"), initrd=None, rootfs=None, rootfs_format="raw", boot_args="")

@@ -17,11 +17,11 @@ from hatchvm.base.paths import VMPaths
 from hatchvm.domain.image import Boot
 from hatchvm.ports.vmm import LaunchPlan, NetPlan
 from hatchvm.vmm.qemu import cmdline
-from hatchvm.vmm.qemu.accel import Accelerator
+from hatchvm.vmm.qemu.accel import Accelerator, cpu_of
 from hatchvm.vmm.qemu.cmdline import Machine
 from hatchvm.vmm.qemu.reach import free_ports, is_free, parse_usernet
 
-TCG: Final = Machine(binary="qemu", version="7.2", accel="tcg", tsc_khz=2_000_000)
+TCG: Final = Machine(binary="qemu", version="7.2", accel="tcg", tsc_khz=2_000_000, host_cpu=("AMD EPYC", "f"))
 KVM: Final = replace(TCG, accel="kvm")
 PLAN: Final = LaunchPlan(
     vm_id="vm-000000000001",
@@ -35,6 +35,15 @@ PLAN: Final = LaunchPlan(
     net=NetPlan(guest_ip="10.0.2.15", guest_mac="52:54:00:00:00:01", forwards={80: 30080, 22: 30022}),
     has_seed=True,
 )  # fmt: skip
+CPUINFO: Final = """processor	: 0
+vendor_id	: AuthenticAMD
+model		: 1
+model name	: AMD EPYC 7763 64-Core Processor
+cpu MHz		: 2445.424
+flags		: fpu vme sse4a
+bugs		: spectre_v1
+
+"""
 USERNET: Final = """Hub -1 (net0):
   Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
   TCP[ESTABLISHED]   22       127.0.0.1 30080       10.0.2.15    80     0     0
@@ -82,7 +91,22 @@ def test_boot_arguments_are_one_argument_whatever_they_are(text: str) -> None:
 def test_only_an_emulated_guest_is_told_its_clocks_frequency() -> None:
     assert cmdline.cmdline(PLAN, TCG) == "quiet tsc_early_khz=2000000"
     assert cmdline.cmdline(PLAN, KVM) == "quiet"
-    assert (TCG.kind, KVM.kind) == ("microvm/tcg/max", "microvm/kvm/host")
+
+
+def test_an_emulated_cpu_is_the_same_on_every_host_and_a_real_one_is_not() -> None:
+    assert (TCG.cpu, TCG.guest_cpu) == ("max", ("max", ""))
+    assert (KVM.cpu, KVM.guest_cpu) == ("host", ("AMD EPYC", "f"))
+
+
+def test_the_hosts_cpu() -> None:
+    model, flags = cpu_of(CPUINFO)
+    assert model == "AMD EPYC 7763 64-Core Processor"
+    assert cpu_of(CPUINFO.replace("fpu vme", "vme fpu")) == (model, flags), "in any order"
+    assert cpu_of(CPUINFO.replace("fpu vme", "fpu")) != (model, flags)
+    assert cpu_of(CPUINFO + CPUINFO.replace("7763", "9999")) == (model, flags), "the first one"
+    assert cpu_of("processor\t: 0\nmodel name\t: \nflags\t\t: fpu\n")[0] == ""
+    assert cpu_of("")[0] == "unknown"
+    assert cpu_of(Path("/proc/cpuinfo").read_text())[0]
 
 
 @given(st.integers(0, 2**32 - 1).filter(lambda n: n & 0xFF not in (0, 255)))

@@ -8,9 +8,11 @@ from fastapi import APIRouter, Request, Response
 from prometheus_client import CollectorRegistry, Gauge
 from prometheus_client.exposition import choose_encoder
 
+from hatchvm.api import problems
 from hatchvm.api.accept import wants_metrics
-from hatchvm.api.answers import Health, Ready
+from hatchvm.api.answers import Health, Ready, ready_answer
 from hatchvm.api.context import Ctx
+from hatchvm.base.errors import HatchError
 
 router = APIRouter(tags=["Health"])
 
@@ -29,11 +31,18 @@ async def healthz(context: Ctx, request: Request) -> Health | Response:
     return _exposition(registry, request)
 
 
-@router.get("/readyz")
-async def readyz(context: Ctx) -> Ready:
-    """Whether requests can be served now; 503 with the reason if not."""
-    await context.house.ready()
-    return Ready()
+@router.get("/readyz", response_model=Ready)
+async def readyz(context: Ctx) -> Ready | Response:
+    """Whether requests can be served now; 503 with the reason if not. Either way, what has not been stored yet.
+
+    Snapshots that wait for an object store do not make a node unready; a store that is down does.
+    """
+    overview = await context.house.overview()
+    try:
+        await context.house.ready()
+    except HatchError as error:
+        return problems.answer(error, ready_answer(overview, ready=False).model_dump())
+    return ready_answer(overview, ready=True)
 
 
 @router.get("/metrics", response_class=Response, responses={200: _TEXT})

@@ -67,11 +67,14 @@ async def snapshot_vm(context: Ctx, vm_id: VMId) -> SnapshotAnswer:
 
 @router.post("/{vm_id}/restore")
 async def restore_vm(context: Ctx, vm_id: VMId, body: VMRestore = _LATEST) -> VMAnswer:
-    """Resume a VM from a snapshot, exactly where it left off."""
+    """Resume a VM from a snapshot, exactly where it left off; or (`mode` `disk`) boot it from the snapshot's disk.
+
+    Memory that does not fit this host is refused with the difference; its disk can still be booted.
+    """
     snapshot_id = body.given().get("snapshot_id")
     if snapshot_id is not None:
         check_id(snapshot_id, ids.SNAPSHOT)
-    return vm_answer(await context.house.vms.restore(vm_id, snapshot_id), context)
+    return vm_answer(await context.house.vms.restore(vm_id, snapshot_id, disk=body.mode == "disk"), context)
 
 
 @router.get("/{vm_id}/snapshots")

@@ -7,8 +7,10 @@ A store that is down costs nothing but retries with a growing delay: the VM slee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from datetime import timedelta
+from typing import Final
 
 import structlog
 
@@ -18,11 +20,16 @@ from hatchvm.control.context import Context
 from hatchvm.control.owner import Owner
 from hatchvm.domain import backoff
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
+from hatchvm.domain.vm import VM
+from hatchvm.ports.house import PendingUpload
 from hatchvm.ports.node import Sizes
 from hatchvm.ports.store import Tx
 from hatchvm.telemetry import logs, metrics
 
 _log = structlog.get_logger()
+
+#: So many other VMs' snapshots are looked at for blocks that need not be stored again.
+_OTHERS: Final = 32
 
 
 def begin(ctx: Context, owner: Owner, snapshot: Snapshot) -> asyncio.Future[Snapshot]:
@@ -33,6 +40,25 @@ def begin(ctx: Context, owner: Owner, snapshot: Snapshot) -> asyncio.Future[Snap
     owner.upload = tasks.spawn(_upload(ctx, owner, snapshot, first), name=f"upload {snapshot.id}")
     owner.upload.add_done_callback(lambda _: _cut_short(first))
     return first
+
+
+def pending(ctx: Context) -> list[PendingUpload]:
+    """Every snapshot that is not stored yet, the oldest first."""
+    found = [_describe(ctx, owner, owner.pending) for owner in ctx.owners if owner.pending is not None]
+    return sorted(found, key=lambda one: one.since)
+
+
+def _describe(ctx: Context, owner: Owner, snapshot: Snapshot) -> PendingUpload:
+    alive = owner.upload is not None and not owner.upload.done()
+    return PendingUpload(
+        vm_id=snapshot.vm_id,
+        snapshot_id=snapshot.id,
+        since=snapshot.created_at,
+        waited_s=(ctx.clock.now() - snapshot.created_at).total_seconds(),
+        error=snapshot.error,
+        uploading=alive and owner.upload_retry_at is None,
+        retry_at=owner.upload_retry_at,
+    )
 
 
 async def stop(owner: Owner) -> Snapshot | None:
@@ -66,28 +92,44 @@ def clean_up(ctx: Context, snapshot: Snapshot | None) -> None:
 async def _upload(ctx: Context, owner: Owner, snapshot: Snapshot, first: asyncio.Future[Snapshot]) -> None:
     failures = 0
     while True:
+        owner.upload_retry_at = None
         try:
-            sizes = await _store(ctx, owner, snapshot)
-            await tasks.finish(_committed(ctx, owner, snapshot, sizes, first), name=f"commit {snapshot.id}")
+            bases = await _bases(ctx, owner.vm)
+            parent_id = bases[0].id if bases and bases[0].vm_id == snapshot.vm_id else None
+            sizes = await _store(ctx, owner, snapshot, bases)
+            stored = replace(snapshot, parent_id=parent_id)
+            await tasks.finish(_committed(ctx, owner, stored, sizes, first), name=f"commit {snapshot.id}")
             return
         except HatchError as error:
             failures += 1
-            await _failed(ctx, snapshot, error, failures)
+            owner.pending = replace(snapshot, error=str(error))
+            await _failed(ctx, owner.pending, error, failures)
             if not first.done():
                 first.set_exception(_kept(error))
             if isinstance(error, Corrupt):
                 return  # what is to be stored is gone: no retry brings it back
-        await asyncio.sleep(backoff.delay_s(failures))
+        delay_s = backoff.delay_s(failures)
+        owner.upload_retry_at = ctx.clock.now() + timedelta(seconds=delay_s)
+        await asyncio.sleep(delay_s)
 
 
-async def _store(ctx: Context, owner: Owner, snapshot: Snapshot) -> Sizes:
+async def _store(ctx: Context, owner: Owner, snapshot: Snapshot, bases: Sequence[Snapshot]) -> Sizes:
     try:
-        return await ctx.node.upload(owner.vm, await ctx.image_of(owner.vm), snapshot)
+        return await ctx.node.upload(owner.vm, snapshot, bases)
     except Conflict:
         sizes = await ctx.node.committed(snapshot)
         if sizes is None:
             raise
         return sizes  # an earlier attempt got that far, and only its row could not be written
+
+
+async def _bases(ctx: Context, vm: VM) -> list[Snapshot]:
+    """The VM's own committed snapshots, and the newest one of every other VM of its image, up to a limit."""
+    async with ctx.store.begin() as tx:
+        own = await tx.snapshots.list_for_vm(vm.id)
+        others = await tx.snapshots.newest_of_image(vm.spec.image_id, limit=_OTHERS)
+    mine = [row for row in own if row.status is SnapshotStatus.COMMITTED]
+    return [*mine, *(row for row in others if row.vm_id != vm.id)]
 
 
 def _cut_short(first: asyncio.Future[Snapshot]) -> None:
@@ -149,7 +191,7 @@ async def _failed(ctx: Context, snapshot: Snapshot, error: HatchError, failures:
     )
     try:
         async with ctx.store.begin() as tx:
-            await tx.snapshots.update(replace(snapshot, error=str(error)))
+            await tx.snapshots.update(snapshot)
     except HatchError as behind:
         _log.error(logs.STORE_BEHIND, vm=snapshot.vm_id, error=str(behind), detail=behind.detail)
 

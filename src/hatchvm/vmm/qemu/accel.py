@@ -8,6 +8,7 @@ changes.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import os
 import platform
@@ -22,9 +23,9 @@ from typing import Final, Literal
 
 from hatchvm.base.errors import Unsupported
 from hatchvm.base.files import write_atomic
+from hatchvm.base.process import boot_id
 from hatchvm.domain.image import Boot
-from hatchvm.vmm.qemu.cmdline import Accel, Machine
-from hatchvm.vmm.qemu.process import boot_id
+from hatchvm.vmm.qemu.cmdline import MACHINE, Accel, Machine
 
 #: A stock kernel prints its version within a fraction of a second under KVM.
 _FIRST_WORDS_S: Final = 10.0
@@ -54,7 +55,10 @@ class Accelerator:
                     raise Unsupported(f"{self._binary} is not installed: apt-get install qemu-system-x86")
                 version = await asyncio.to_thread(_version, path)
                 accel, sure = await self._decide(path, version, boot)
-                machine = Machine(binary=path, version=version, accel=accel, tsc_khz=_tsc_khz())
+                cpuinfo = await asyncio.to_thread(Path("/proc/cpuinfo").read_text)
+                machine = Machine(
+                    binary=path, version=version, accel=accel, tsc_khz=_tsc_khz(cpuinfo), host_cpu=cpu_of(cpuinfo)
+                )
                 if not sure:
                     return machine
                 self._machine = machine
@@ -93,7 +97,7 @@ def _try_kvm(binary: str, boot: Boot) -> bool:
         argv = [
             binary,
             "-M",
-            "microvm",
+            MACHINE,
             "-accel",
             "kvm",
             "-cpu",
@@ -130,6 +134,14 @@ def _version(binary: str) -> str:
     return match.group(1).strip() if match else "unknown"
 
 
-def _tsc_khz() -> int:
-    match = re.search(r"cpu MHz\s*:\s*([\d.]+)", Path("/proc/cpuinfo").read_text())
+def cpu_of(cpuinfo: str) -> tuple[str, str]:
+    """(model name, digest of the flags in any order) of the first CPU in a /proc/cpuinfo."""
+    model = re.search(r"^model name[ \t]*:[ \t]*(.*)", cpuinfo, re.MULTILINE)
+    flags = re.search(r"^flags[ \t]*:[ \t]*(.*)", cpuinfo, re.MULTILINE)
+    names = sorted(flags.group(1).split()) if flags else []
+    return (model.group(1).strip() if model else "unknown", hashlib.sha256(" ".join(names).encode()).hexdigest()[:16])
+
+
+def _tsc_khz(cpuinfo: str) -> int:
+    match = re.search(r"cpu MHz\s*:\s*([\d.]+)", cpuinfo)
     return round(float(match.group(1)) * 1000) if match else _FALLBACK_KHZ

@@ -18,25 +18,27 @@ from hatchvm.ports.vmm import LaunchPlan, NetPlan
 
 Accel = Literal["kvm", "tcg"]
 NETDEV: Final = "net0"
+MACHINE: Final = "microvm"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What is the same for every VM on this host."""
+    """What is the same for every VM on this host. `host_cpu`: see `accel.cpu_of`."""
 
     binary: str
     version: str
     accel: Accel
     tsc_khz: int
+    host_cpu: tuple[str, str]
 
     @property
     def cpu(self) -> str:
         return "host" if self.accel == "kvm" else "max"
 
     @property
-    def kind(self) -> str:
-        """Machine type, accelerator, CPU model: part of a snapshot's stamp."""
-        return f"microvm/{self.accel}/{self.cpu}"
+    def guest_cpu(self) -> tuple[str, str]:
+        """(model, digest of flags) for a stamp. An emulated CPU has what this QEMU emulates, whatever the host's."""
+        return self.host_cpu if self.accel == "kvm" else (self.cpu, "")
 
 
 def argv(plan: LaunchPlan, machine: Machine, *, qmp_fd: int, incoming: bool) -> list[str]:
@@ -47,9 +49,9 @@ def argv(plan: LaunchPlan, machine: Machine, *, qmp_fd: int, incoming: bool) -> 
     args = [
         machine.binary,
         *("-name", plan.vm_id),
-        *("-M", "microvm,x-option-roms=off,rtc=on,acpi=on,memory-backend=ram"),
+        *("-M", f"{MACHINE},x-option-roms=off,rtc=on,acpi=on,memory-backend=ram"),
         *("-accel", machine.accel, "-cpu", machine.cpu, "-smp", str(plan.vcpu_count), "-m", f"{plan.mem_mib}M"),
-        *("-object", f"memory-backend-file,id=ram,size={plan.mem_mib}M,mem-path=memory,share=on"),
+        *("-object", f"memory-backend-file,id=ram,size={plan.mem_mib}M,mem-path={_served(plan)}memory,share=on"),
         *("-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
         *("-sandbox", "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny"),
         *("-chardev", f"socket,id=qmp,fd={qmp_fd},server=on,wait=off", "-mon", "chardev=qmp,mode=control"),
@@ -93,7 +95,7 @@ def _devices(plan: LaunchPlan) -> list[str]:
     if boot.rootfs is not None:
         # The image is named here, not believed from the overlay's header: a fetched disk may come from another host.
         base = f"backing.driver={boot.rootfs_format},backing.file.filename={_escape(boot.rootfs).replace(',', ',,')}"
-        root = "id=root,if=none,file=disk.qcow2,format=qcow2,discard=unmap,detect-zeroes=unmap"
+        root = f"id=root,if=none,file={_served(plan)}disk.qcow2,format=qcow2,discard=unmap,detect-zeroes=unmap"
         args += ["-drive", f"{root},{base}"]
         args += ["-device", "virtio-blk-device,drive=root"]
     if plan.has_seed:
@@ -102,6 +104,11 @@ def _devices(plan: LaunchPlan) -> list[str]:
     args += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-device,rng=rng"]
     args += ["-device", "virtio-balloon-device,free-page-reporting=on"]
     return args
+
+
+def _served(plan: LaunchPlan) -> str:
+    """Before the names of memory and disk."""
+    return f"{plan.paths.lazy.name}/" if plan.lazy else ""
 
 
 def _netdev(net: NetPlan) -> str:

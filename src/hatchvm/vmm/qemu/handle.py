@@ -12,8 +12,8 @@ from typing import Any, Final
 from hatchvm.base import tasks
 from hatchvm.base.errors import Exhausted, HatchError, Internal, Unavailable
 from hatchvm.base.paths import VMPaths
+from hatchvm.base.process import Process
 from hatchvm.ports.vmm import Exit
-from hatchvm.vmm.qemu.process import Process
 from hatchvm.vmm.qemu.qmp import QMP
 from hatchvm.vmm.qemu.reach import Reach
 
@@ -27,13 +27,13 @@ CAPABILITIES: Final = [{"capability": "x-ignore-shared", "state": True}, {"capab
 class QEMU:
     """A `Handle`. Knows whether its end was asked for, so that `wait` can tell a shutdown from a crash."""
 
-    def __init__(self, process: Process, qmp: QMP, reach: Reach | None) -> None:
+    def __init__(self, process: Process, paths: VMPaths, qmp: QMP, reach: Reach | None) -> None:
         self._process = process
         self._qmp = qmp
         self._reach = reach
-        self._paths: VMPaths = process.paths
+        self._paths = paths
         self._asked = False
-        self._exit = tasks.spawn(self._watch(), name=f"vmm {process.paths.root.name}")
+        self._exit = tasks.spawn(self._watch(), name=f"vmm {paths.root.name}")
 
     @property
     def pid(self) -> int:

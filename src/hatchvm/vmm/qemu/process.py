@@ -1,143 +1,27 @@
-"""QEMU as an operating-system process: it outlives the daemon, and is never mistaken for another.
-
-Each VMM runs in its own session with the VM's folder as its working directory. `vmm.json` there names it by pid, start
-time and boot id; a process whose start time differs is a stranger that got the same pid. If the daemon died before the
-file was written, the working directory still tells whose it is.
-"""
+"""QEMU as an operating-system process: see `base.process`."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import os
-import signal
-import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
 
+from hatchvm.base import process
 from hatchvm.base.errors import Unsupported
-from hatchvm.base.files import write_atomic
 from hatchvm.base.paths import VMPaths
-
-_TAIL_BYTES: Final = 2000
-
-
-def boot_id() -> str:
-    """Differs after every boot of the host: what was only in the page cache before it may be lost."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+from hatchvm.base.process import Marks, Process
 
 
-def start_ticks(pid: int) -> int | None:
-    """Field 22 of /proc/<pid>/stat: start time in clock ticks since boot. None if there is no such live process."""
-    try:
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return None if after_name[0] in "ZX" else int(after_name[19])
-
-
-@dataclass(slots=True)
-class Process:
-    """One live VMM process, ours or adopted. `child` is None for an adopted one: its exit status is unknowable."""
-
-    pid: int
-    paths: VMPaths
-    child: subprocess.Popen[bytes] | None = None
-
-    async def wait(self) -> int | None:
-        """Return when it has ended: its exit code (negative: the signal), or None for an adopted one."""
-        try:
-            fd = os.pidfd_open(self.pid)
-        except ProcessLookupError:
-            return self._reap()
-        loop = asyncio.get_running_loop()
-        ended = asyncio.Event()
-        loop.add_reader(fd, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(fd)
-            os.close(fd)
-        return self._reap()
-
-    def signal(self, number: signal.Signals) -> None:
-        """Send a signal; a process that is gone already is success."""
-        if self.child is not None:
-            self.child.send_signal(number)
-            return
-        try:
-            os.kill(self.pid, number)
-        except ProcessLookupError:
-            return
-
-    def forget(self) -> None:
-        """Remove what names the process, after its end."""
-        self.paths.process.unlink(missing_ok=True)
-        self.paths.qmp.unlink(missing_ok=True)
-
-    def log_tail(self) -> str:
-        """The end of what it wrote to stderr, one line."""
-        try:
-            text = self.paths.vmm_log.read_bytes()[-_TAIL_BYTES:].decode(errors="replace")
-        except FileNotFoundError:
-            return ""
-        return " | ".join(line.strip() for line in text.splitlines() if line.strip())
-
-    def _reap(self) -> int | None:
-        return self.child.wait() if self.child is not None else None
+def marks(paths: VMPaths) -> Marks:
+    return Marks(record=paths.process, socket=paths.qmp, log=paths.vmm_log, program=b"qemu")
 
 
 def spawn(argv: Sequence[str], paths: VMPaths, *, pass_fds: Sequence[int]) -> Process:
     """Start the VMM and write down who it is. Raises Unsupported if the program is not there."""
-    paths.vmm_log.unlink(missing_ok=True)
-    with paths.vmm_log.open("ab") as log:
-        try:
-            child = subprocess.Popen(
-                argv,
-                cwd=paths.root,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-                pass_fds=pass_fds,
-                env={"PATH": os.environ.get("PATH", ""), "LC_ALL": "C"},
-            )
-        except FileNotFoundError as error:
-            raise Unsupported(f"{argv[0]} is not installed: apt-get install qemu-system-x86") from error
-    record = {"pid": child.pid, "start_ticks": start_ticks(child.pid), "boot_id": boot_id()}
     try:
-        write_atomic(paths.process, json.dumps(record).encode(), durable=False)
-    except BaseException:
-        child.kill()
-        child.wait()
-        raise
-    return Process(child.pid, paths, child)
+        return process.spawn(argv, marks(paths), pass_fds=pass_fds)
+    except FileNotFoundError as error:
+        raise Unsupported(f"{argv[0]} is not installed: apt-get install qemu-system-x86") from error
 
 
 def find(paths: VMPaths) -> Process | None:
     """The live VMM that some earlier daemon started in this folder, or None."""
-    try:
-        record = json.loads(paths.process.read_bytes())
-        pid = int(record["pid"])
-        if record["boot_id"] == boot_id() and start_ticks(pid) == record["start_ticks"] is not None:
-            return Process(pid, paths)
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
-        pass
-    return _find_by_folder(paths) if paths.qmp.exists() else None
-
-
-def _find_by_folder(paths: VMPaths) -> Process | None:
-    root = os.path.realpath(paths.root)
-    for entry in Path("/proc").iterdir():
-        if not entry.name.isdigit():
-            continue
-        try:
-            if (entry / "cwd").readlink() != Path(root) or b"qemu" not in (entry / "cmdline").read_bytes():
-                continue
-        except OSError:  # ended meanwhile, or not ours to look at
-            continue
-        if start_ticks(int(entry.name)) is not None:
-            return Process(int(entry.name), paths)
-    return None
+    return process.find(marks(paths))

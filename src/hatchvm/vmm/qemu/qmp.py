@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, Final
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Internal, Unavailable
+from hatchvm.base.sockets import short_name
 
 #: An answer can be long (`query-qmp-schema`), never this long.
 _MAX_LINE: Final = 8 * 1024 * 1024
@@ -47,11 +47,9 @@ class QMP:
         """Connect and negotiate. Raises Unavailable if nobody serves the socket (or somebody else is connected)."""
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         writer: asyncio.StreamWriter | None = None
-        folder = -1
         try:
-            folder = os.open(path.parent, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
-            loop = asyncio.get_running_loop()
-            await loop.sock_connect(sock, f"/proc/self/fd/{folder}/{path.name}")
+            with short_name(path) as name:
+                await asyncio.get_running_loop().sock_connect(sock, name)
             reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_MAX_LINE)
             self = cls(sock, reader, writer)
             async with asyncio.timeout(ANSWER_S):
@@ -65,9 +63,6 @@ class QMP:
             if isinstance(error, (OSError, TimeoutError, ValueError)):
                 raise Unavailable("the VMM does not answer", detail=f"{path}: {error!r}") from error
             raise
-        finally:
-            if folder >= 0:
-                os.close(folder)
         return self
 
     async def run(self, command: str, **arguments: Any) -> Any:

@@ -1,0 +1,71 @@
+"""Which pages of its memory a guest needs first after a wake: what the next one, from the store, fetches first.
+
+The kernel knows which pages of the memory file are in the VMM's page table (`/proc/<pid>/pagemap`, bit 63): those that
+were touched since the VMM started, and a few around them that came along.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from hatchvm.base.files import write_atomic
+from hatchvm.base.paths import VMPaths
+
+Pages = npt.NDArray[np.uint32]
+
+#: When to look, in seconds after the guest began to run. Earlier looks come first in the order.
+MOMENTS_S: Final = (0.2, 0.6, 2.0)
+_PAGE: Final = 4096
+_PRESENT: Final = np.uint64(1 << 63)
+
+
+async def record(paths: VMPaths, pid: int) -> None:
+    """Look at each of the moments, and write down what was touched by then. The VMM may end meanwhile."""
+    order: Pages = np.zeros(0, np.uint32)
+    passed_s = 0.0
+    for moment_s in MOMENTS_S:
+        await asyncio.sleep(moment_s - passed_s)
+        passed_s = moment_s
+        now = await asyncio.to_thread(resident, pid, {paths.memory, paths.lazy / paths.memory.name})
+        if len(now):
+            order = np.concatenate([order, np.setdiff1d(now, order)])
+            await asyncio.to_thread(write, paths, order)
+
+
+def resident(pid: int, files: set[Path]) -> Pages:
+    """Pages (of 4 KiB) of a file mapped by this process, under one of these names, that are in its page table."""
+    found: list[npt.NDArray[np.int64]] = []
+    names = {str(file.parent.resolve() / file.name) for file in files}
+    try:
+        with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as table:
+            for line in maps:
+                span, _, offset, _, _, *name = line.rstrip("\n").split(maxsplit=5)
+                if not name or name[0] not in names:
+                    continue
+                start, end = (int(part, 16) for part in span.split("-"))
+                raw = os.pread(table.fileno(), (end - start) // _PAGE * 8, start // _PAGE * 8)
+                present = np.flatnonzero(np.frombuffer(raw, np.uint64) & _PRESENT)
+                found.append(present + int(offset, 16) // _PAGE)
+    except OSError:  # the process has ended, or is not ours to look at
+        return np.zeros(0, np.uint32)
+    return np.unique(np.concatenate([np.zeros(0, np.int64), *found])).astype(np.uint32)
+
+
+def write(paths: VMPaths, order: Pages) -> None:
+    """Replace what is known of the VM."""
+    write_atomic(paths.order, order.astype("<u4").tobytes(), durable=False)
+
+
+def read(paths: VMPaths) -> Pages | None:
+    """What is known; None if nothing is."""
+    try:
+        data = paths.order.read_bytes()
+    except FileNotFoundError:
+        return None
+    return np.frombuffer(data[: len(data) // 4 * 4], "<u4").astype(np.uint32)

@@ -1,0 +1,317 @@
+"""Getting frames: those somebody waits for first, then those the last wake needed, then the rest.
+
+A few threads share one table of frames. A frame is on its way at most once, however many wait for it; what is written
+has been verified. A store that cannot be reached is tried again: a guest that waits for memory only sees time pass, up
+to a limit. A frame that is damaged, even when read again, is an error at once for whoever needs it.
+"""
+
+from __future__ import annotations
+
+import errno
+import random
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from hatchvm.base.errors import Corrupt, Exhausted, HatchError, Unavailable
+from hatchvm.base.files import NO_ROOM
+from hatchvm.base.units import MIB
+from hatchvm.snapshots.manifest import Frames
+
+THREADS: Final = 8
+#: How many of them fetch what nobody waits for: blocks of the last wake; the rest, which must not disturb the guest.
+_AHEAD_WIDTH: Final = 6
+_REST_WIDTH: Final = 2
+_DEMAND_BYTES: Final = MIB
+_AHEAD_BYTES: Final = 4 * MIB
+#: How long a guest may wait for a store that cannot be reached.
+PATIENCE_S: Final = 60.0
+_FIRST_DELAY_S: Final = 0.1
+_LONGEST_DELAY_S: Final = 3.0
+#: Failures in a row after which `finish` gives up.
+_TRIES: Final = 6
+
+_ABSENT, _FLYING, _DONE, _BAD = range(4)
+Numbers = npt.NDArray[np.int64]
+
+
+class Reads(Protocol):
+    """`source.Source.read`."""
+
+    def __call__(self, pack: int, start: int, lengths: Sequence[int]) -> Iterator[memoryview]: ...
+
+
+@dataclass(slots=True, eq=False)
+class _Waiter:
+    """Somebody who needs `left` more frames."""
+
+    then: Callable[[int], None]
+    left: int = 0
+
+
+@dataclass(slots=True)
+class _Job:
+    """Consecutive frames of one pack. `demanded`: somebody waits."""
+
+    frames: list[int]
+    demanded: bool
+    trouble: list[int] = field(default_factory=list)
+
+
+class Fetcher:
+    """`table`: where each frame lies. `unpack(frame, stored)` verifies; `place(frame, plain)` writes."""
+
+    def __init__(
+        self,
+        table: Frames,
+        read: Reads,
+        unpack: Callable[[int, memoryview], bytes],
+        place: Callable[[int, memoryview], None],
+        *,
+        patience_s: float = PATIENCE_S,
+    ) -> None:
+        self._pack = table["pack"].tolist()
+        self._offset = table["offset"].tolist()
+        self._length = table["length"].tolist()
+        self._read = read
+        self._unpack = unpack
+        self._place = place
+        self._patience_s = patience_s
+        self._state = np.full(len(table), _DONE, np.uint8)
+        self._order = self._rest = np.zeros(0, np.int64)
+        self._asked: dict[int, None] = {}
+        self._waiters: dict[int, list[_Waiter]] = {}
+        self._ahead_flying = 0
+        self._left = 0
+        self._finishing = 0
+        self._strikes = 0
+        self._not_before = 0.0
+        self._closing = False
+        self._changed = threading.Condition()
+        #: Why somebody was given an error, or what is damaged: it stays. A sentence.
+        self.failed: HatchError | None = None
+        self.trouble: HatchError | None = None
+
+    def begin(self, order: Numbers, rest: Numbers) -> None:
+        """Start fetching: the frames of `order` first, then of `rest`; nothing else is ever fetched."""
+        self._state[order] = self._state[rest] = _ABSENT
+        self._order, self._rest = order, rest
+        self._left = int(np.count_nonzero(self._state == _ABSENT))
+        for number in range(THREADS):
+            threading.Thread(target=self._work, name=f"fetch {number}", daemon=True).start()
+
+    def need(self, frames: Sequence[int], then: Callable[[int], None]) -> None:
+        """Call `then` with 0 when the frames have been placed, or with an errno. From this or another thread."""
+        waiter = _Waiter(then)
+        with self._changed:
+            states = [int(self._state[frame]) for frame in frames]
+            if _BAD not in states:
+                absent = [frame for frame, state in zip(frames, states, strict=True) if state != _DONE]
+                waiter.left = len(absent)
+                for frame in absent:
+                    self._waiters.setdefault(frame, []).append(waiter)
+                    if self._state[frame] == _ABSENT:
+                        self._asked[frame] = None
+                self._changed.notify_all()
+        if _BAD in states:
+            then(errno.EIO)
+        elif not waiter.left:
+            then(0)
+
+    def finish(self) -> None:
+        """Fetch all that is missing, at full width. Raises Corrupt, or Unavailable if the store stays away."""
+        with self._changed:
+            self._finishing += 1
+            self._strikes, self._not_before = 0, 0.0
+            self._changed.notify_all()
+            try:
+                while self._left:
+                    if self.failed is not None and isinstance(self.failed, Corrupt):
+                        raise self.failed
+                    if self._strikes >= _TRIES and self.trouble is not None:
+                        raise self.trouble
+                    self._changed.wait()
+            finally:
+                self._finishing -= 1
+
+    def close(self) -> None:
+        """Fetch nothing more; whoever waits gets an error."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify_all()
+            waiters = [waiter for waiting in self._waiters.values() for waiter in waiting]
+            self._waiters.clear()
+        for waiter in dict.fromkeys(waiters):
+            waiter.then(errno.EIO)
+
+    # -- choosing
+
+    def _work(self) -> None:
+        while (job := self._take()) is not None:
+            try:
+                self._run(job)
+            finally:
+                self._landed(job)
+
+    def _take(self) -> _Job | None:
+        with self._changed:
+            while not self._closing:
+                job = self._demanded() or self._ahead()
+                if job is not None:
+                    self._state[job.frames] = _FLYING
+                    self._ahead_flying += not job.demanded
+                    return job
+                now = time.monotonic()
+                self._changed.wait(self._not_before - now if self._not_before > now else None)
+            return None
+
+    def _demanded(self) -> _Job | None:
+        if not self._asked:
+            return None
+        first = next(iter(self._asked))
+        frames = self._adjoining(first, lambda frame: frame in self._asked, _DEMAND_BYTES)
+        for frame in frames:
+            del self._asked[frame]
+        return _Job(frames, demanded=True)
+
+    def _ahead(self) -> _Job | None:
+        if time.monotonic() < self._not_before:
+            return None
+        self._order = self._order[self._state[self._order] == _ABSENT]
+        candidates, width = self._order, _AHEAD_WIDTH
+        if not len(candidates):
+            self._rest = self._rest[self._state[self._rest] == _ABSENT]
+            candidates, width = self._rest, _REST_WIDTH
+        if not len(candidates) or self._ahead_flying >= (THREADS if self._finishing else width):
+            return None
+        # A run of the list, not of the pack: what the list has later must not come earlier.
+        following = iter(candidates.tolist())
+        first = next(following)
+        frames = self._adjoining(first, lambda frame: next(following, None) == frame, _AHEAD_BYTES)
+        return _Job(frames, demanded=False)
+
+    def _adjoining(self, first: int, wanted: Callable[[int], bool], limit: int) -> list[int]:
+        """`first` and the frames that lie right behind it in its pack, as long as they are wanted."""
+        frames, total = [first], self._length[first]
+        while (frame := frames[-1] + 1) < len(self._pack):
+            before = frames[-1]
+            total += self._length[frame]
+            adjoins = self._pack[frame] == self._pack[before]
+            adjoins = adjoins and self._offset[frame] == self._offset[before] + self._length[before]
+            if not adjoins or total > limit or not wanted(frame):
+                break
+            frames.append(frame)
+        return frames
+
+    # -- fetching
+
+    def _run(self, job: _Job) -> None:
+        give_up = time.monotonic() + self._patience_s
+        delay_s = _FIRST_DELAY_S
+        while True:
+            try:
+                self._fetch(job)
+                return
+            except HatchError as error:
+                self._note(error)
+                awaited = job.demanded and not self._closing
+                if not awaited or time.monotonic() + delay_s > give_up:
+                    self._give_up(job, error, final=awaited)
+                    return
+            time.sleep(delay_s * random.uniform(0.5, 1.0))
+            delay_s = min(2 * delay_s, _LONGEST_DELAY_S)
+
+    def _fetch(self, job: _Job) -> None:
+        """Everything of the job that is not done yet. Raises Unavailable or Exhausted."""
+        suspects = []
+        try:
+            left = [frame for frame in job.frames if self._state[frame] == _FLYING]
+            pieces = self._read(self._pack[left[0]], self._offset[left[0]], [self._length[frame] for frame in left])
+            for frame, stored in zip(left, pieces, strict=True):
+                try:
+                    self._arrived(frame, stored)
+                except Corrupt:
+                    suspects.append(frame)
+        except Corrupt:  # the pack itself is not there
+            suspects = [frame for frame in left if self._state[frame] == _FLYING]
+        for frame in suspects:
+            self._look_again(frame)
+        with self._changed:
+            self.trouble, self._strikes = None, 0
+
+    def _look_again(self, frame: int) -> None:
+        """What came may have been damaged on its way: only what is damaged twice is damaged."""
+        try:
+            for stored in self._read(self._pack[frame], self._offset[frame], [self._length[frame]]):
+                self._arrived(frame, stored)
+        except Corrupt as error:
+            print(f"{error}: {error.detail}" if error.detail else error, file=sys.stderr, flush=True)
+            self._settle(frame, _BAD, errno.EIO, error)
+
+    def _arrived(self, frame: int, stored: memoryview) -> None:
+        plain = self._unpack(frame, stored)
+        try:
+            self._place(frame, memoryview(plain))
+        except OSError as error:
+            if error.errno in NO_ROOM:
+                raise Exhausted("the disk is full: no room for the VM's memory and disk") from error
+            raise Unavailable(f"the VM's files cannot be written: {error.strerror}") from error
+        self._settle(frame, _DONE, 0, None)
+
+    def _settle(self, frame: int, state: int, code: int, error: HatchError | None) -> None:
+        """The frame's fate is known: tell whoever waits."""
+        with self._changed:
+            self._state[frame] = state
+            self._left -= state == _DONE
+            self._asked.pop(frame, None)
+            if error is not None:
+                self.failed = error
+            waiters = self._waiters.pop(frame, ())
+            ready = [waiter for waiter in waiters if self._release(waiter, code)]
+            if error is not None or not self._left:
+                self._changed.notify_all()
+        for waiter in ready:
+            waiter.then(code)
+
+    @staticmethod
+    def _release(waiter: _Waiter, code: int) -> bool:
+        """True if this waiter is to be told now: of its last frame, or of its first error."""
+        if not waiter.left:
+            return False
+        waiter.left = 0 if code else waiter.left - 1
+        return not waiter.left
+
+    def _note(self, error: HatchError) -> None:
+        """A failure: what nobody waits for is left alone for a while."""
+        with self._changed:
+            self._strikes += 1
+            delay_s = min(_FIRST_DELAY_S * 2 ** min(self._strikes, 10), _LONGEST_DELAY_S)
+            self._not_before = time.monotonic() + delay_s * random.uniform(0.5, 1.0)
+            self.trouble = error
+            self._changed.notify_all()
+
+    def _give_up(self, job: _Job, error: HatchError, *, final: bool) -> None:
+        """What is left of the job is nobody's again. `final`: whoever waits has waited long enough."""
+        left = [frame for frame in job.frames if self._state[frame] == _FLYING]
+        for frame in left:
+            if final:
+                self._settle(frame, _ABSENT, errno.EIO, error)
+                continue
+            with self._changed:
+                self._state[frame] = _ABSENT
+                if frame in self._waiters:
+                    self._asked[frame] = None
+        with self._changed:
+            self._rest = np.concatenate([np.array(left, np.int64), self._rest])
+            self._changed.notify_all()
+
+    def _landed(self, job: _Job) -> None:
+        with self._changed:
+            self._ahead_flying -= not job.demanded
+            self._changed.notify_all()

@@ -1,0 +1,228 @@
+"""One lazily restored file: a sparse file at its real place, and a table of the blocks that are in it.
+
+A block is fetched when somebody reads it, or writes a part of it. Whatever a guest wrote stays: under one lock a write
+marks its blocks as present, and a frame that arrives fills only blocks that are not.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from hatchvm.pager.fuse import Answer
+from hatchvm.pager.ledger import Ledger
+from hatchvm.snapshots.frames import Placement
+from hatchvm.snapshots.manifest import Manifest, Stream
+
+#: Asks for frames; calls back once, from any thread, with 0 or an errno, when all their blocks are present.
+Need = Callable[[Sequence[int], Callable[[int], None]], None]
+
+_KEEP_SIZE: Final = 1
+_PUNCH_HOLE: Final = 2
+_ZERO_RANGE: Final = 16
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class Volume:
+    """A `fuse.File`. Without a `ledger` its presence is not written down, and syncing it means nothing.
+
+    `lane` runs what waits for the disk, one after the other.
+    """
+
+    def __init__(
+        self, path: Path, manifest: Manifest, stream: Stream, need: Need, *, ledger: Ledger | None, lane: Executor
+    ) -> None:
+        """`path` exists and has the stream's size, or what the guest has made of it since."""
+        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self.size = os.fstat(self._fd).st_size
+        self._stream_bytes = stream.size
+        self._block_bytes = manifest.block_bytes
+        self._frames = (stream.slots.astype(np.int64) - 1) // manifest.frame_slots
+        self._placement = Placement(manifest, stream)
+        self._need = need
+        self._ledger = ledger
+        self._lane = lane
+        self._present = stream.slots == 0
+        if ledger is not None:
+            self._present |= ledger.present()
+        self._missing = int(np.count_nonzero(~self._present))
+        self._durable = self._changed = ledger is not None
+        self._lock = threading.Lock()
+
+    @property
+    def missing_bytes(self) -> int:
+        return self._missing * self._block_bytes
+
+    def frames(self) -> npt.NDArray[np.int64]:
+        """The frames that hold blocks still missing, ascending."""
+        return np.unique(self._frames[~self._present])
+
+    def read(self, offset: int, length: int, answer: Answer) -> None:
+        frames = self._lacking(offset, offset + length)
+        self._after(frames, lambda: answer.data(os.pread(self._fd, length, offset)), answer.error)
+
+    def write(self, offset: int, data: memoryview, answer: Answer) -> None:
+        frames = self._torn(offset, offset + len(data))
+        kept = bytes(data) if frames else data
+
+        def put() -> None:
+            with self._lock:
+                written = 0
+                while written < len(kept):
+                    written += os.pwrite(self._fd, kept[written:], offset + written)
+                self._arrive(slice(*self._covered(offset, offset + len(kept))))
+                self.size = max(self.size, offset + len(kept))
+            answer.wrote(len(kept))
+
+        self._after(frames, put, answer.error)
+
+    def resize(self, size: int, done: Callable[[int], None]) -> None:
+        def cut() -> None:
+            with self._lock:
+                os.ftruncate(self._fd, size)
+                self._arrive(slice(-(-size // self._block_bytes), None))
+                self.size = size
+            done(0)
+
+        self._after(self._torn(size, max(size, self.size)), cut, done)
+
+    def allocate(self, offset: int, length: int, mode: int, answer: Answer) -> None:
+        clears = mode & ~_KEEP_SIZE in (_PUNCH_HOLE, _ZERO_RANGE)
+        if not clears and mode & ~_KEEP_SIZE:
+            answer.error(errno.EOPNOTSUPP)
+            return
+
+        def change() -> None:
+            with self._lock:
+                if _libc.fallocate(self._fd, mode, offset, length):
+                    raise OSError(ctypes.get_errno(), "fallocate")
+                if clears:
+                    self._arrive(slice(*self._covered(offset, offset + length)))
+                self.size = os.fstat(self._fd).st_size
+            answer.data()
+
+        self._after(self._torn(offset, offset + length) if clears else (), change, answer.error)
+
+    def sync(self, answer: Answer) -> None:
+        """What is lost with its VM whatever happens needs no disk: that the kernel has handed over what it held is all
+        that syncing it is for."""
+        if not self._durable:
+            answer.data()
+            return
+
+        def sync() -> None:
+            try:
+                self.checkpoint()
+            except OSError as error:
+                answer.error(error.errno or errno.EIO)
+            else:
+                answer.data()
+
+        self._lane.submit(sync)
+
+    def checkpoint(self) -> None:
+        """Make everything written so far durable, then the note of it. Only in the lane: it is not for two at once."""
+        if not self._durable:
+            return
+        with self._lock:
+            present = self._present.copy() if self._changed and self._ledger else None
+            self._changed = False
+        try:
+            os.fdatasync(self._fd)
+            if present is not None and self._ledger is not None:
+                self._ledger.record(present)
+                if present.all():
+                    self._ledger.close()
+                    self._ledger = None
+        except OSError:
+            self._changed = True
+            raise
+
+    def place(self, frame: int, plain: memoryview) -> None:
+        """Write a frame's blocks to where they belong, as far as they are missing. Raises OSError; may be repeated."""
+        size = self._block_bytes
+        with self._lock:
+            blocks, places = self._placement.of(frame)
+            lacking = ~self._present[blocks]
+            blocks, places = blocks[lacking], places[lacking]
+            for first, place, count in _stretches(blocks, places):
+                room = min(count * size, self._stream_bytes - first * size)
+                piece = plain[place * size : place * size + room]
+                if os.pwrite(self._fd, piece, first * size) != room:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                self._arrive(slice(first, first + count))
+
+    def _arrive(self, blocks: slice) -> None:
+        """These blocks are in the file. Under the lock."""
+        span = self._present[blocks]
+        new = span.size - int(np.count_nonzero(span))
+        if new:
+            span[:] = True
+            self._missing -= new
+            self._changed = True
+
+    def _covered(self, start: int, end: int) -> tuple[int, int]:
+        """The blocks that lie in [start, end) with all the bytes they have in the file, as a range."""
+        size = self._block_bytes
+        first = -(-start // size)
+        last = -(-end // size) if end >= self.size else end // size
+        return first, max(first, last)
+
+    def _torn(self, start: int, end: int) -> Sequence[int]:
+        """The frames of missing blocks of which a part lies in [start, end) and a part outside."""
+        if not self._missing or start >= end:
+            return ()
+        first, last = self._covered(start, end)
+        size = self._block_bytes
+        touched = {start // size, (end - 1) // size}
+        return self._frames_of([block for block in touched if not first <= block < last])
+
+    def _lacking(self, start: int, end: int) -> Sequence[int]:
+        """The frames of missing blocks in [start, end)."""
+        if not self._missing:
+            return ()
+        first, last = start // self._block_bytes, -(-end // self._block_bytes)
+        span = self._present[first:last]
+        return () if span.all() else self._frames_of((first + np.flatnonzero(~span)).tolist())
+
+    def _frames_of(self, blocks: Sequence[int]) -> Sequence[int]:
+        present, frames = self._present, self._frames
+        missing = {int(frames[block]) for block in blocks if block < len(present) and not present[block]}
+        return sorted(missing)
+
+    def _after(self, frames: Sequence[int], act: Callable[[], None], fail: Callable[[int], None]) -> None:
+        """`act` at once, or when the frames are there."""
+        if not frames:
+            act()
+            return
+
+        def then(code: int) -> None:
+            try:
+                if code:
+                    fail(code)
+                else:
+                    act()
+            except OSError as error:
+                fail(error.errno or errno.EIO)
+
+        self._need(frames, then)
+
+
+def _stretches(blocks: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> Sequence[tuple[int, int, int]]:
+    """(first block, first place, count) of runs that are whole in both."""
+    if not len(blocks):
+        return ()
+    breaks = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(places) != 1)) + 1
+    begins, ends = [0, *breaks.tolist()], [*breaks.tolist(), len(blocks)]
+    return [(int(blocks[b]), int(places[b]), e - b) for b, e in zip(begins, ends, strict=True)]

@@ -1,0 +1,86 @@
+"""What the node tells a pager over its stdin, and the two lines of talk between them.
+
+One line of JSON, then the manifest as it is stored. It holds presigned URLs and keys: it is never an argument, never in
+the environment, never on disk.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from hatchvm.base import errors
+from hatchvm.base.errors import HatchError, Internal
+from hatchvm.snapshots.layout import SnapshotKeys
+
+_KINDS = {kind.kind: kind for kind in (errors.Corrupt, errors.Unavailable, errors.Unsupported, errors.Exhausted)}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Work:
+    """One VM to serve. `where`: pack id -> URL or absolute path. `ring`: keys of the snapshots' encryption, as hex.
+
+    `mounted`: serve memory and disk; else only complete the disk.
+    """
+
+    folder: Path
+    source: SnapshotKeys
+    where: Mapping[str, str]
+    ring: tuple[str, ...]
+    mounted: bool
+    manifest: bytes
+
+    def send(self, pipe: BinaryIO) -> None:
+        head = {
+            "folder": str(self.folder),
+            "source": asdict(self.source),
+            "where": dict(self.where),
+            "ring": self.ring,
+            "mounted": self.mounted,
+            "manifest": len(self.manifest),
+        }
+        pipe.write(json.dumps(head).encode() + b"\n")
+        pipe.write(self.manifest)
+        pipe.flush()
+
+    @classmethod
+    def receive(cls, pipe: BinaryIO) -> Work | None:
+        """None if whoever kept this process ended without needing it."""
+        line = pipe.readline()
+        if not line:
+            return None
+        head = json.loads(line)
+        return cls(
+            folder=Path(head["folder"]),
+            source=SnapshotKeys(**head["source"]),
+            where=head["where"],
+            ring=tuple(head["ring"]),
+            mounted=head["mounted"],
+            manifest=pipe.read(head["manifest"]),
+        )
+
+
+def answer(outcome: dict[str, Any] | HatchError) -> bytes:
+    """One line: what was asked for, or why not."""
+    return json.dumps(describe(outcome) if isinstance(outcome, HatchError) else outcome).encode() + b"\n"
+
+
+def describe(error: HatchError) -> dict[str, str]:
+    """An error as JSON."""
+    return {"error": error.message, "kind": error.kind, "detail": error.detail}
+
+
+def described(content: dict[str, Any]) -> HatchError:
+    """The error again."""
+    return _KINDS.get(content["kind"], Internal)(content["error"], detail=content["detail"])
+
+
+def outcome(line: bytes) -> dict[str, Any]:
+    """What `answer` made a line of; raises what it was given."""
+    content: dict[str, Any] = json.loads(line)
+    if "error" in content:
+        raise described(content)
+    return content

@@ -1,0 +1,84 @@
+"""Which blocks are in the store already: sorted arrays, 40 bytes a block, built anew for every snapshot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from hatchvm.snapshots.layout import FRAME_BYTES
+from hatchvm.snapshots.manifest import FRAME, Frames, Pack
+from hatchvm.snapshots.pack import DIGEST_BYTES, Digests, Tail
+
+#: "Nowhere", among numbers of slots.
+NONE: Final = -1
+Places = npt.NDArray[np.int64]
+
+
+class Index:
+    """Digest of a block -> its slot (frame * blocks a frame + place) in the table `frames`.
+
+    Of a block that lies in several packs the first one is taken, so give those of the VM's own last snapshot first.
+    """
+
+    def __init__(self, known: Sequence[tuple[Pack, Tail]], block_bytes: int) -> None:
+        usable = [(pack, tail) for pack, tail in known if tail.block_bytes == block_bytes]
+        self.packs = [pack for pack, _ in usable]
+        self.frames: Frames = np.concatenate([np.zeros(0, FRAME), *(tail.frames for _, tail in usable)])
+        self.frames["pack"] = np.repeat(np.arange(len(usable)), [len(tail.frames) for _, tail in usable])
+        self._digests: Digests = np.concatenate([no_digests(), *(tail.digests for _, tail in usable)])
+        self._frame_slots = FRAME_BYTES // block_bytes
+        self._slots = slots_of(self.frames, self._frame_slots)
+        self._order = np.argsort(self._digests[:, 0], kind="stable").astype(np.uint32)
+        self._keys = self._digests[self._order, 0]
+
+    def find(self, digests: Digests) -> Places:
+        """The slot of every block, NONE where it is not known."""
+        found = np.full(len(digests), NONE, np.int64)
+        if not len(self._keys):
+            return found
+        at = np.searchsorted(self._keys, digests[:, 0])
+        at[at == len(self._keys)] = 0
+        candidates = self._order[at]
+        same = (self._digests[candidates] == digests).all(axis=1)
+        found[same] = self._slots[candidates[same]]
+        return found
+
+    def used(self, found: Places) -> tuple[list[Pack], Frames, Places]:
+        """The packs and frames that hold these slots, and `found` in terms of those frames."""
+        known = found != NONE
+        frames, frame_of = np.unique(found[known] // self._frame_slots, return_inverse=True)
+        table = self.frames[frames]
+        packs, table["pack"] = np.unique(table["pack"], return_inverse=True)
+        slots = np.full(len(found), NONE, np.int64)
+        slots[known] = frame_of * self._frame_slots + found[known] % self._frame_slots
+        return [self.packs[number] for number in packs.tolist()], table, slots
+
+
+def no_digests() -> Digests:
+    return np.zeros((0, DIGEST_BYTES // 8), np.uint64)
+
+
+def slots_of(frames: Frames, frame_slots: int) -> Places:
+    """The slot of every block in the frames, in order."""
+    blocks = frames["blocks"].astype(np.int64)
+    begin = np.arange(len(frames), dtype=np.int64) * frame_slots
+    first = np.cumsum(blocks) - blocks
+    return np.repeat(begin - first, blocks) + np.arange(int(blocks.sum()), dtype=np.int64)
+
+
+def distinct(digests: Digests) -> tuple[Places, Places]:
+    """(indexes of the first of every distinct digest, ascending; for every digest, which of those it equals)."""
+    if not len(digests):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
+    order = np.lexsort(digests.T)  # stable: of equal ones the first comes first
+    rows = digests[order]
+    fresh = np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)])
+    firsts = order[fresh]
+    rank = np.empty(len(firsts), np.int64)
+    rank[np.argsort(firsts)] = np.arange(len(firsts))
+    which = np.empty(len(digests), np.int64)
+    which[order] = rank[np.cumsum(fresh) - 1]
+    return np.sort(firsts), which

@@ -1,0 +1,76 @@
+"""What the store has already: the packs of earlier snapshots, and of uploads that were cut off."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+from hatchvm.base.errors import Corrupt, NotFound, Unsupported
+from hatchvm.ports.objects import ObjectStore
+from hatchvm.snapshots.layout import MAX_MANIFEST_BYTES, MIN_BLOCK_BYTES, SnapshotKeys, pack_key
+from hatchvm.snapshots.manifest import Manifest, Pack
+from hatchvm.snapshots.pack import Tail, parse_tail, tail_bytes
+from hatchvm.snapshots.parse import decode
+from hatchvm.snapshots.seal import Ring
+from hatchvm.snapshots.tails import Tails
+from hatchvm.snapshots.workers import Workers
+
+#: Blocks beyond this many are not looked for: 40 MiB of index. The VM's own come first.
+_MAX_BLOCKS: Final = 1024 * 1024
+_WIDTH: Final = 16
+
+
+class Known:
+    """Looks up packs of one domain, sealed as this writer seals: a key that is being retired falls out of use."""
+
+    def __init__(self, store: ObjectStore, workers: Workers, tails: Tails, ring: Ring, domain: str) -> None:
+        self._store = store
+        self._workers = workers
+        self._tails = tails
+        self._ring = ring
+        self._domain = domain
+        self._gate = asyncio.Semaphore(_WIDTH)
+
+    async def of(self, bases: Iterable[SnapshotKeys], recent: Sequence[Pack]) -> list[tuple[Pack, Tail]]:
+        """The packs that these snapshots refer to, and `recent` ones, with their tails; each is in the store now.
+
+        What cannot be read (deleted meanwhile, damaged) is left out: its blocks are then stored once more.
+        """
+        found: dict[str, tuple[Pack, Tail]] = {}
+        blocks = await self._add(recent, found)
+        for keys in bases:
+            if blocks >= _MAX_BLOCKS:
+                break
+            manifest = await self._manifest(keys)
+            if manifest is not None and manifest.domain == self._domain:
+                blocks += await self._add(manifest.packs, found)
+        return list(found.values())
+
+    async def _add(self, packs: Sequence[Pack], found: dict[str, tuple[Pack, Tail]]) -> int:
+        wanted = [pack for pack in packs if pack.id not in found and pack.key_id == self._ring.current]
+        tails = await asyncio.gather(*(self._tail(pack) for pack in wanted))
+        here = {pack.id: (pack, tail) for pack, tail in zip(wanted, tails, strict=True) if tail is not None}
+        found.update(here)
+        return sum(len(tail.digests) for _, tail in here.values())
+
+    async def _manifest(self, keys: SnapshotKeys) -> Manifest | None:
+        try:
+            data = await self._store.get(keys.manifest, length=MAX_MANIFEST_BYTES + 1)
+            return await self._workers.run(lambda _: decode(data, keys, self._ring))
+        except (NotFound, Corrupt, Unsupported):
+            return None
+
+    async def _tail(self, pack: Pack) -> Tail | None:
+        async with self._gate:
+            key = pack_key(self._domain, pack.id)
+            try:
+                kept = self._tails.get(pack, self._ring)
+                if kept is not None:
+                    return kept if (await self._store.info(key)).size == pack.size else None
+                start = max(0, pack.size - tail_bytes(MIN_BLOCK_BYTES))
+                tail, stored = parse_tail(await self._store.get(key, start=start), pack, self._ring)
+            except (NotFound, Corrupt, Unsupported):
+                return None
+            self._tails.put(pack, stored)
+            return tail

@@ -1,0 +1,69 @@
+"""The first look at a file to be stored: which blocks it has, and what they are."""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from hatchvm.base.units import MIB
+from hatchvm.snapshots.local import Source
+from hatchvm.snapshots.pack import Digests, block_digest, digests_of
+from hatchvm.snapshots.workers import Stop
+
+_WINDOW_BYTES: Final = 4 * MIB
+
+
+class Sums:
+    """Cheap sums of blocks, to notice one that changes between two looks at it.
+
+    Every 32-bit word times a random 64-bit number, added up: two different blocks have the same sum with a chance of at
+    most 2**-33. Four times faster than BLAKE3 of blocks this small, and it lets other threads run.
+    """
+
+    def __init__(self, block_bytes: int) -> None:
+        self._words = block_bytes // 4
+        self._factors = np.frombuffer(secrets.token_bytes(8 * self._words), np.uint64)
+
+    def of(self, blocks: memoryview | bytearray) -> npt.NDArray[np.uint64]:
+        """A sum a block."""
+        words = np.frombuffer(blocks, np.uint32).reshape(-1, self._words)
+        sums: npt.NDArray[np.uint64] = np.einsum("bw,w->b", words, self._factors)
+        return sums
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scan:
+    """The blocks of a file that are not all zeros, ascending, their digests and sums."""
+
+    blocks: npt.NDArray[np.uint32]
+    digests: Digests
+    sums: npt.NDArray[np.uint64]
+
+
+def scan(source: Source, block_bytes: int, sums: Sums, stop: Stop) -> Scan:
+    """Read all data of the file. Stops early, with a part of it, when told to."""
+    window = memoryview(bytearray(max(_WINDOW_BYTES, block_bytes)))
+    words = np.frombuffer(window, np.uint64).reshape(-1, block_bytes // 8)
+    blocks = [np.zeros(0, np.uint32)]
+    digests: list[bytes] = []
+    summed = [np.zeros(0, np.uint64)]
+    done = 0  # blocks before this one have been looked at
+    for begin, end in source.data():
+        first, last = max(begin // block_bytes, done), -(-end // block_bytes)
+        for at in range(first, last, len(words)):
+            if stop.is_set():
+                break
+            count = min(last - at, len(words))
+            piece = window[: count * block_bytes]
+            source.read_into(piece, at * block_bytes)
+            found = np.flatnonzero(words[:count].any(axis=1))
+            blocks.append((found + at).astype(np.uint32))
+            starts = (found * block_bytes).tolist()
+            digests.append(b"".join([block_digest(piece[start : start + block_bytes]) for start in starts]))
+            summed.append(sums.of(piece)[found])
+        done = max(done, last)
+    return Scan(np.concatenate(blocks), digests_of(b"".join(digests)), np.concatenate(summed))
