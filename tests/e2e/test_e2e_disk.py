@@ -13,6 +13,7 @@ from hatchvm.testing.guest import Guest, create_guest
 
 pytestmark = [pytest.mark.vm, pytest.mark.xdist_group("vm")]
 
+
 @pytest.fixture
 def copy(guest: Guest, client: Client) -> Iterator[Guest]:
     """A VM of its own: what it had in memory alone will be lost."""

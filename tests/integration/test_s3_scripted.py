@@ -101,6 +101,8 @@ async def test_a_silent_server_is_given_up(method: str, monkeypatch: pytest.Monk
             await calls.pop(method)
         for call in calls.values():
             call.close()
+        while asked < (_CHECK_ATTEMPTS if method == "check" else ATTEMPTS):  # the last may still be on its way
+            await asyncio.sleep(0)
     assert asked == (_CHECK_ATTEMPTS if method == "check" else ATTEMPTS)
 
 
@@ -122,7 +124,7 @@ async def test_a_store_that_refuses_conditions_altogether_is_written_by_one() ->
             content = b"".join(entry % name.removeprefix(b"/bucket/") for name in stored)
             content = b"<ListBucketResult>%s</ListBucketResult>" % content
         elif method == b"DELETE":
-            stored.pop(name)
+            stored.pop(name, None)
         elif name in stored:
             content = stored[name]
         else:

@@ -95,6 +95,29 @@ async def test_an_upload_under_way_and_one_that_is_lost_are_told_apart(world: Wo
     assert waits.error.startswith("the saved device state or memory is not what was saved")
 
 
+async def test_an_attempt_that_follows_a_failure_is_under_way(world: World) -> None:
+    vm = await world.vm()
+    again = asyncio.Event()
+    failed = False
+
+    async def down_then_slow(at: str) -> None:
+        nonlocal failed
+        if at == "put" and not failed:
+            failed = True
+            raise Unavailable("the store is down")
+        if at == "put":
+            again.set()
+            await asyncio.Event().wait()
+
+    world.step.interfere = down_then_slow
+    with pytest.raises(Unavailable):
+        await world.vms.snapshot(vm.id)
+    world.clock.advance(1)
+    await again.wait()
+    [waits] = upload.pending(world.ctx)
+    assert (waits.error, waits.uploading, waits.retry_at) == ("the store is down", True, None)
+
+
 async def breathe() -> None:
     """Let whoever can go on go on."""
     for _ in range(20):

@@ -4,239 +4,281 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Final
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hatchvm.base.errors import Conflict, Corrupt, Exhausted, Invalid, NotFound, Unavailable, Unsupported
 from hatchvm.objects.directory import DirectoryStore
-from hatchvm.snapshots.engine import SnapshotEngine
-from hatchvm.snapshots.layout import BLOCK_BYTES, PACK_BYTES
-from hatchvm.snapshots.manifest import Manifest
-from hatchvm.testing import vmm
+from hatchvm.snapshots.engine import Facts, Files
+from hatchvm.snapshots.layout import MAX_BLOCKS, MAX_VM_CONFIG
+from hatchvm.snapshots.seal import Ring
+from hatchvm.testing.clock import SteeredClock
+from hatchvm.testing.objects import MemoryStore
+from hatchvm.testing.sleeper import BLOCK, CREATED_AT, FRAME, Piece, Sleeper, piece, sparse
 
-VM: Final = "vm-0123456789ab"
-SNAP: Final = "snap-0123456789ab"
-OTHER: Final = "snap-ba9876543210"
-STAMP: Final = replace(vmm.STAMP, vmm_version="7.2 ü")
-CREATED_AT: Final = datetime(2026, 3, 6, 14, 30, 0, 123456, tzinfo=UTC)
+RING: Final = Ring([bytes(range(32))])
 
-#: offset, length, kind: what is written into an otherwise empty file
-Piece = tuple[int, int, str]
 pieces = st.lists(
     st.tuples(
-        st.integers(0, 6 * BLOCK_BYTES), st.integers(1, 3 * BLOCK_BYTES), st.sampled_from("zero text noise".split())
+        st.one_of(st.integers(0, 70).map(lambda n: n * BLOCK), st.integers(0, 2 * FRAME)),
+        st.one_of(st.integers(1, 70).map(lambda n: n * BLOCK), st.integers(1, 3 * BLOCK)),
+        st.sampled_from(["zero", "text", "1", "2"]),
     ),
-    max_size=5,
+    max_size=6,
 )
 sizes = st.one_of(
-    st.integers(0, 8 * BLOCK_BYTES),
-    st.sampled_from([0, 1, BLOCK_BYTES - 1, BLOCK_BYTES, BLOCK_BYTES + 1, 4 * BLOCK_BYTES]),
+    st.integers(0, 3 * FRAME), st.sampled_from([0, 1, BLOCK - 1, BLOCK, BLOCK + 1, FRAME - 1, FRAME, FRAME + 1])
 )
-
-
-def sparse(path: Path, size: int, content: Sequence[Piece], seed: int = 0) -> Path:
-    """A file of `size` bytes holding those pieces, holes elsewhere."""
-    noise = random.Random(seed)
-    with path.open("wb") as file:
-        file.truncate(size)
-        for offset, length, kind in content:
-            length = max(0, min(length, size - offset))
-            data = {"zero": bytes(length), "text": (b"all work and no play " * (length // 21 + 1))[:length]}.get(kind)
-            os.pwrite(file.fileno(), noise.randbytes(length) if data is None else data, offset)
-    return path
-
-
-async def write(engine: SnapshotEngine, files: Path, snapshot_id: str = SNAP, *, disk: bool = True) -> Manifest:
-    return await engine.write(
-        snapshot_id,
-        VM,
-        memory=files / "memory",
-        state=files / "state",
-        disk=files / "disk.qcow2" if disk else None,
-        stamp=STAMP,
-        vm_config='{"name": "ö"}',
-        created_at=CREATED_AT,
-    )
+contents = st.tuples(sizes, pieces)
 
 
 @pytest.fixture
-def files(tmp_path: Path) -> Path:
-    folder = tmp_path / "vm"
-    folder.mkdir()
-    sparse(folder / "memory", 5 * BLOCK_BYTES, [(BLOCK_BYTES, BLOCK_BYTES + 9, "text")])
-    sparse(folder / "state", 60_000, [(0, 60_000, "noise")])
-    sparse(folder / "disk.qcow2", 3 * BLOCK_BYTES + 7, [(0, 10, "noise"), (3 * BLOCK_BYTES, 7, "text")])
-    return folder
+def clock() -> SteeredClock:
+    return SteeredClock()
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> DirectoryStore:
-    return DirectoryStore(tmp_path / "objects")
+def store(clock: SteeredClock) -> MemoryStore:
+    return MemoryStore(clock)
 
 
 @pytest.fixture
-def engine(store: DirectoryStore) -> SnapshotEngine:
-    return SnapshotEngine(store)
+def vm(store: MemoryStore, tmp_path: Path, clock: SteeredClock) -> Sleeper:
+    vm = Sleeper(store, tmp_path, clock)
+    vm.holds(memory=bytes(BLOCK) + piece(BLOCK + 9, "text"), state=piece(60_000, "1"), disk=piece(7, "2"))
+    return vm
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(memory=st.tuples(sizes, pieces), disk=st.none() | st.tuples(sizes, pieces), state_size=st.integers(0, 70_000))
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(memory=contents, disk=st.none() | contents, state=contents, ring=st.sampled_from([Ring(), RING]))
 async def test_any_files_come_back_as_they_were(
-    memory: tuple[int, list[Piece]], disk: tuple[int, list[Piece]] | None, state_size: int
+    memory: tuple[int, list[Piece]], disk: tuple[int, list[Piece]] | None, state: tuple[int, list[Piece]], ring: Ring
 ) -> None:
-    with TemporaryDirectory() as name:
-        folder = Path(name)
-        files = {
-            "memory": sparse(folder / "memory", *memory),
-            "state": sparse(folder / "state", state_size, [(0, 9, "text")]),
-        }
+    clock = SteeredClock()
+    with TemporaryDirectory() as folder:
+        vm = Sleeper(MemoryStore(clock), Path(folder), clock, ring, disk=disk is not None)
+        sparse(vm.files / "memory", *memory)
+        sparse(vm.files / "state", *state)
         if disk is not None:
-            files["disk.qcow2"] = sparse(folder / "disk.qcow2", *disk)
-        store = DirectoryStore(folder / "objects")
-        engine = SnapshotEngine(store)
-        written = await write(engine, folder, disk=disk is not None)
-        assert await engine.manifest(VM, SNAP) == written
-        assert written.size_bytes == sum(path.stat().st_size for path in files.values())
-        assert written.stored_bytes == sum([info.size async for info in store.list("")])
-        await engine.fetch(written, folder / "into")
-        assert sorted(path.name for path in (folder / "into").iterdir()) == sorted(files)
-        for file_name, path in files.items():
-            assert (folder / "into" / file_name).read_bytes() == path.read_bytes(), file_name
+            sparse(vm.files / "disk.qcow2", *disk)
+        written = await vm.write()
+        assert await vm.restored() == vm.content()
+        read, stored = await vm.engine.open(vm.keys())
+        assert read.size_bytes == written.size_bytes == sum(len(data) for data in vm.content().values())
+        assert read.stored_bytes == written.stored_bytes == sum([info.size async for info in vm.store.list("")])
+        assert read.encoded_bytes == len(stored)
+        await vm.engine.verify(read)
+        distinct = {
+            block
+            for data in vm.content().values()
+            for at in range(0, len(data), BLOCK)
+            if any(block := data[at : at + BLOCK].ljust(BLOCK, b"\0"))
+        }
+        assert int(read.frames["blocks"].sum()) == len(distinct)
 
 
-async def test_many_packs_come_back_in_order(tmp_path: Path, engine: SnapshotEngine, files: Path) -> None:
-    sparse(
-        files / "memory", 4 * PACK_BYTES + 5, [(PACK_BYTES // 2, 3 * PACK_BYTES, "noise"), (4 * PACK_BYTES, 5, "text")]
-    )
-    manifest = await write(engine, files)
-    assert [pack.key.rpartition("/")[2] for pack in manifest.streams[0].packs] == [
-        f"memory.{number:04d}.pack" for number in range(4)
-    ]
-    await engine.verify(manifest)
-    await engine.fetch(manifest, tmp_path / "into")
-    assert (tmp_path / "into/memory").read_bytes() == (files / "memory").read_bytes()
+async def test_what_the_caller_said_is_read_back(vm: Sleeper) -> None:
+    await vm.write()
+    manifest, _ = await vm.engine.open(vm.keys())
+    assert (manifest.keys, manifest.stamp, manifest.created_at) == (vm.keys(), vm.stamp, CREATED_AT)
+    assert manifest.vm_config == '{"name": "ö"}'
 
 
-async def test_zeros_take_no_room_stored_or_fetched(tmp_path: Path, engine: SnapshotEngine, files: Path) -> None:
-    size = 64 * BLOCK_BYTES
-    sparse(files / "memory", size, [(0, size, "zero")])
-    manifest = await write(engine, files, disk=False)
-    assert manifest.streams[0].packs == ()
-    await engine.fetch(manifest, tmp_path / "into")
-    assert (tmp_path / "into/memory").stat().st_size == size
+async def test_a_real_directory_holds_it_too(tmp_path: Path, clock: SteeredClock) -> None:
+    vm = Sleeper(DirectoryStore(tmp_path / "objects"), tmp_path, clock)
+    vm.holds(memory=piece(40 * FRAME + 5, "1"), state=b"state", disk=piece(9 * FRAME, "text"))
+    manifest = await vm.write()
+    assert await vm.restored() == vm.content()
+    for pack_id, place in (await vm.engine.locate(manifest)).items():
+        assert Path(place).name == pack_id
+        assert Path(place).is_file()
+
+
+async def test_many_packs_come_back(vm: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hatchvm.snapshots.writer.PACK_FRAMES", 2)
+    vm.holds(memory=piece(9 * FRAME, "1") + piece(FRAME, "text"), state=piece(10, "2"))
+    manifest = await vm.write()
+    assert len(manifest.packs) == 5
+    assert await vm.restored() == vm.content()
+
+
+async def test_zeros_take_no_room_stored_or_fetched(vm: Sleeper, tmp_path: Path) -> None:
+    vm.holds(memory=bytes(8 * FRAME), state=b"s")
+    os.truncate(vm.files / "memory", 64 * FRAME)
+    manifest = await vm.write()
+    assert manifest.stored_bytes < 3000
+    assert await vm.restored() == vm.content()
     assert (tmp_path / "into/memory").stat().st_blocks == 0
 
 
-async def test_a_fetch_replaces_what_an_earlier_one_left(tmp_path: Path, engine: SnapshotEngine, files: Path) -> None:
-    manifest = await write(engine, files)
-    into = tmp_path / "into"
-    into.mkdir()
-    (into / "memory").write_bytes(b"x" * 9 * BLOCK_BYTES)
-    await engine.fetch(manifest, into)
-    assert (into / "memory").read_bytes() == (files / "memory").read_bytes()
+async def test_equal_blocks_are_stored_once_wherever_they_are(vm: Sleeper) -> None:
+    noise = piece(3 * BLOCK, "1")
+    vm.holds(memory=noise + bytes(BLOCK) + noise + noise[BLOCK:], state=noise, disk=noise + noise[: BLOCK + 1])
+    manifest = await vm.write()
+    assert int(manifest.frames["blocks"].sum()) == 4  # the disk's last one is short
+    assert await vm.restored() == vm.content()
 
 
-async def test_a_fetch_never_writes_through_a_link(tmp_path: Path, engine: SnapshotEngine, files: Path) -> None:
-    manifest = await write(engine, files)
+async def test_one_file_alone_can_be_fetched(vm: Sleeper, tmp_path: Path) -> None:
+    manifest = await vm.write()
+    await vm.engine.fetch(manifest, tmp_path / "alone", only={"disk"})
+    assert {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()} == {
+        "disk.qcow2": vm.content()["disk.qcow2"]
+    }
+
+
+async def test_a_fetch_replaces_what_an_earlier_one_left(vm: Sleeper, tmp_path: Path) -> None:
+    await vm.write()
+    (tmp_path / "into").mkdir()
+    (tmp_path / "into/memory").write_bytes(b"x" * 9 * BLOCK)
+    assert await vm.restored() == vm.content()
+
+
+async def test_a_fetch_never_writes_through_a_link(vm: Sleeper, tmp_path: Path) -> None:
+    await vm.write()
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / "into").mkdir()
     (tmp_path / "into/memory").symlink_to(tmp_path / "precious")
     with pytest.raises(Unavailable):
-        await engine.fetch(manifest, tmp_path / "into")
+        await vm.restored()
     assert (tmp_path / "precious").read_bytes() == b"precious"
 
 
-async def test_a_committed_snapshot_is_never_written_again(engine: SnapshotEngine, files: Path) -> None:
-    manifest = await write(engine, files)
+async def test_the_order_of_the_last_wake_is_kept(vm: Sleeper) -> None:
+    vm.holds(memory=piece(4 * BLOCK, "1") + bytes(BLOCK) + piece(BLOCK, "2"), state=b"s")
+    pages = [5, 9_999, 2, 5, 4, 0, 2**32 - 1]  # beyond the end, twice, zeros
+    await vm.write(order=np.array(pages, np.uint32))
+    assert (await vm.engine.open(vm.keys()))[0].order.tolist() == [5, 2, 0]
+
+
+async def test_the_order_is_told_in_blocks(vm: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hatchvm.snapshots.layout.MAX_BLOCKS", 8)
+    vm.holds(memory=piece(12 * BLOCK, "1"), state=b"s", disk=b"d")
+    manifest = await vm.write(order=np.array([11, 10, 3, 2, 0], np.uint32))
+    assert manifest.block_bytes == 2 * BLOCK
+    assert manifest.order.tolist() == [5, 1, 0]
+    assert await vm.restored() == vm.content()
+
+
+async def test_a_committed_snapshot_is_never_written_again(vm: Sleeper) -> None:
+    await vm.write()
+    before = vm.content()
+    vm.holds(memory=b"another", state=b"")
     with pytest.raises(Conflict):
-        await write(engine, files)
-    await engine.verify(manifest)
+        await vm.write()
+    assert await vm.restored() == before
 
 
-async def test_list_tells_committed_from_left_over(engine: SnapshotEngine, store: DirectoryStore, files: Path) -> None:
-    await write(engine, files)
-    await write(engine, files, OTHER)
-    await store.delete(f"snapshots/{VM}/{OTHER}/manifest.json")
-    await store.put("snapshots/readme", b"not ours")
-    newest = max([info.modified_at async for info in store.list(f"snapshots/{VM}/{SNAP}/")])
-    listed = [stored async for stored in engine.list()]
-    assert [(stored.vm_id, stored.snapshot_id, stored.committed) for stored in listed] == [
-        (VM, SNAP, True),
-        (VM, OTHER, False),
-    ]
-    assert listed[0].modified_at == newest
-
-
-async def test_delete_removes_one_snapshot_and_may_be_repeated(
-    engine: SnapshotEngine, store: DirectoryStore, files: Path
-) -> None:
-    await write(engine, files)
-    other = await write(engine, files, OTHER)
-    await engine.delete(VM, SNAP)
-    await engine.delete(VM, SNAP)
+async def test_delete_removes_one_snapshot_and_may_be_repeated(vm: Sleeper, store: MemoryStore) -> None:
+    await vm.write(1)
+    await vm.write(2, bases=[vm.keys(1)])
+    await vm.engine.delete(vm.keys(1))
+    await vm.engine.delete(vm.keys(1))
     with pytest.raises(NotFound):
-        await engine.manifest(VM, SNAP)
-    assert all([OTHER in info.key async for info in store.list("")])
-    await engine.verify(other)
+        await vm.engine.open(vm.keys(1))
+    assert vm.keys(1).trash in store.objects
+    assert await vm.restored(2) == vm.content()
 
 
-async def test_delete_vm_removes_everything_of_it(engine: SnapshotEngine, store: DirectoryStore, files: Path) -> None:
-    await write(engine, files)
-    await write(engine, files, OTHER)
-    await store.put(f"snapshots/{VM}/stray", b"")
-    await store.put("snapshots/vm-ffffffffffff/snap-000000000000/memory.0000.pack", b"")
-    await engine.delete_vm(VM)
-    await engine.delete_vm(VM)
-    assert [info.key async for info in store.list("")] == [
-        "snapshots/vm-ffffffffffff/snap-000000000000/memory.0000.pack"
+async def test_delete_vm_removes_every_snapshot_of_it(vm: Sleeper, store: MemoryStore) -> None:
+    await vm.write(1)
+    await vm.write(2)
+    other = vm.sibling("other", "vm-ffffffffffff")
+    other.holds(memory=b"m", state=b"s")
+    await other.write(1)
+    await store.put(f"snapshots/{vm.vm_id}/stray", b"not ours")
+    await vm.engine.delete_vm(vm.vm_id)
+    await vm.engine.delete_vm(vm.vm_id)
+    assert sorted(key for key in store.objects if key.startswith("snapshots/")) == [
+        f"snapshots/{vm.vm_id}/stray",
+        other.keys(1).manifest,
     ]
+    assert await other.restored(1) == other.content()
 
 
-async def test_ids_that_are_none_are_refused(engine: SnapshotEngine, files: Path) -> None:
+async def test_ids_that_are_none_are_refused(vm: Sleeper) -> None:
     with pytest.raises(Invalid):
-        await engine.manifest("vm-../../../x", SNAP)
-    with pytest.raises(Invalid):
-        await engine.delete(VM, "..")
-    with pytest.raises(Invalid):
-        await engine.delete_vm("")
+        await vm.engine.delete_vm("")
 
 
-async def test_a_missing_file_is_named(engine: SnapshotEngine, files: Path) -> None:
-    (files / "state").unlink()
+async def test_a_missing_snapshot_is_named(vm: Sleeper) -> None:
+    with pytest.raises(NotFound, match="snap-000000000007"):
+        await vm.engine.open(vm.keys(7))
+
+
+async def test_a_missing_file_is_named(vm: Sleeper, store: MemoryStore) -> None:
+    (vm.files / "state").unlink()
     with pytest.raises(Corrupt, match="state"):
-        await write(engine, files)
-    with pytest.raises(NotFound):
-        await engine.manifest(VM, SNAP)
+        await vm.write()
+    assert store.objects == {}
 
 
-async def test_a_file_beyond_the_limits_is_refused(engine: SnapshotEngine, files: Path) -> None:
-    os.truncate(files / "memory", 2**40 + 1)
+async def test_a_config_that_could_not_be_read_back_is_refused(vm: Sleeper, store: MemoryStore) -> None:
+    files = Files(memory=vm.files / "memory", state=vm.files / "state", disk=None)
+    facts = Facts(stamp=vm.stamp, vm_config="ö" * (MAX_VM_CONFIG // 2) + "x", created_at=CREATED_AT)
+    with pytest.raises(Invalid):
+        await vm.engine.write(vm.keys(), files, facts)
+    assert store.objects == {}
+
+
+async def test_a_file_beyond_the_limits_is_refused(vm: Sleeper) -> None:
+    os.truncate(vm.files / "memory", 2**41 + 1)
     with pytest.raises(Unsupported):
-        await write(engine, files)
+        await vm.write()
 
 
-async def test_the_largest_guest_fits_when_it_is_empty(engine: SnapshotEngine, files: Path) -> None:
-    os.truncate(files / "memory", 2**40)
-    manifest = await write(engine, files)
-    assert manifest.streams[0].block_size == 4 * 1024 * 1024
-    assert await engine.manifest(VM, SNAP) == manifest
-    await engine.verify(manifest)
+async def test_a_large_guest_has_larger_blocks(vm: Sleeper, tmp_path: Path) -> None:
+    os.truncate(vm.files / "memory", 2**40)
+    with (vm.files / "memory").open("r+b") as file:
+        os.pwrite(file.fileno(), b"the end", 2**40 - 7)
+    manifest = await vm.write()
+    assert manifest.block_bytes == 256 * 1024
+    assert len(manifest.streams[0].slots) == 2**22 <= MAX_BLOCKS
+    await vm.engine.fetch(manifest, tmp_path / "into")
+    with (tmp_path / "into/memory").open("rb") as file:
+        assert os.fstat(file.fileno()).st_size == 2**40
+        assert os.pread(file.fileno(), 9, 2**40 - 9) == b"\0\0the end"
+        assert os.pread(file.fileno(), 10, BLOCK) == b"all work a"
 
 
-async def test_a_file_larger_than_the_host_can_hold_is_exhausted(
-    tmp_path: Path, engine: SnapshotEngine, files: Path
-) -> None:
-    manifest = await write(engine, files)
-    memory, state, disk = manifest.streams
-    huge = replace(manifest, streams=(replace(memory, size=2**62), state, disk))
+async def test_a_file_larger_than_the_host_can_hold_is_exhausted(vm: Sleeper, tmp_path: Path) -> None:
+    manifest = await vm.write()
+    memory, *others = manifest.streams
     with pytest.raises(Exhausted):
-        await engine.fetch(huge, tmp_path / "into")
+        await vm.engine.fetch(replace(manifest, streams=(replace(memory, size=2**62), *others)), tmp_path / "into")
     assert list((tmp_path / "into").iterdir()) == []
+
+
+async def test_a_chain_of_twenty_comes_back_link_by_link(vm: Sleeper, store: MemoryStore) -> None:
+    noise = random.Random(5)
+    memory = bytearray(piece(3 * FRAME, "1") + bytes(FRAME) + piece(FRAME, "text"))
+    disk = bytearray(piece(FRAME, "2"))
+    kept = []
+    for number in range(1, 21):
+        for _ in range(6):
+            data, length = noise.choice([memory, disk]), noise.choice([1, 100, BLOCK, 5 * BLOCK])
+            at = noise.randrange(len(data) - length)
+            data[at : at + length] = noise.choice([bytes(length), noise.randbytes(length), bytes(memory[:length])])
+        vm.holds(memory=bytes(memory), state=noise.randbytes(500), disk=bytes(disk))
+        await vm.write(number, bases=[vm.keys(number - 1)] if number > 1 else [])
+        kept.append(vm.content())
+    reads: list[str] = []
+
+    async def watch(step: str, key: str) -> None:
+        if step == "get":
+            reads.append(key)
+
+    for number in range(1, 21):
+        assert await vm.restored(number) == kept[number - 1]
+    assert await vm.restored(20, engine=vm.engine_over(store.seen_by(watch))) == kept[-1]
+    assert [key for key in reads if not key.startswith("packs/")] == [vm.keys(20).manifest]
+    for number in range(1, 20):
+        await vm.engine.delete(vm.keys(number))
+    assert await vm.restored(20) == kept[-1]

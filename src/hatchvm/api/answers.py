@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Literal
 
@@ -17,6 +18,7 @@ from hatchvm.domain.key import ApiKey
 from hatchvm.domain.lifecycle import PUBLIC
 from hatchvm.domain.route import Route
 from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.stored import FATAL, Audit, Collected
 from hatchvm.domain.vm import VM
 from hatchvm.ports.house import Event, Overview
 
@@ -86,6 +88,69 @@ class SnapshotAnswer(BaseModel):
     stored_bytes: int
     parent_id: str | None
     created_at: str
+
+
+class Verified(BaseModel):
+    """All of a snapshot was read and is what was stored. `bytes`: how much that was."""
+
+    status: Literal["ok"] = "ok"
+    bytes: int
+
+
+class AmountAnswer(BaseModel):
+    """So many objects, so many bytes."""
+
+    objects: int
+    bytes: int
+
+
+class CollectedAnswer(BaseModel):
+    """What was removed from the object store. `kept`: packs that are left; `waiting`: those that no snapshot needs."""
+
+    deleted: AmountAnswer
+    kept: AmountAnswer
+    waiting: AmountAnswer
+
+
+class StoredKey(BaseModel):
+    """What is stored under one encryption key (null: not encrypted); an old one with 0 bytes is needed no more.
+
+    `current`: new data is sealed with it. `held`: it is in the key file.
+    """
+
+    key_id: str | None
+    bytes: int
+    current: bool
+    held: bool
+
+
+class StoreProblem(BaseModel):
+    """Something that is wrong in the object store. `message` says what to do about it."""
+
+    kind: Literal["damaged_manifest", "missing_data", "no_manifest", "no_row", "unknown_object"]
+    snapshot_id: str | None
+    key: str
+    message: str
+
+
+class AuditAnswer(BaseModel):
+    """What lies in the object store.
+
+    `shared`: packs that several snapshots need. `trash`: deleted snapshots, and packs that only they need. `orphaned`:
+    packs that nothing refers to, `due`: those that the next collection removes. `unknown`: objects that are not ours.
+    """
+
+    status: Literal["ok", "damaged"]
+    stored_bytes: int
+    manifests: AmountAnswer
+    packs: AmountAnswer
+    shared: AmountAnswer
+    trash: AmountAnswer
+    orphaned: AmountAnswer
+    due: AmountAnswer
+    unknown: AmountAnswer
+    keys: list[StoredKey]
+    problems: list[StoreProblem]
 
 
 class ImageAnswer(BaseModel):
@@ -246,6 +311,16 @@ def snapshot_answer(snapshot: Snapshot) -> SnapshotAnswer:
         parent_id=snapshot.parent_id,
         created_at=rfc3339(snapshot.created_at),
     )
+
+
+def collected_answer(done: Collected) -> CollectedAnswer:
+    return CollectedAnswer.model_validate(done, from_attributes=True)
+
+
+def audit_answer(audit: Audit) -> AuditAnswer:
+    """`damaged` if there is a snapshot that cannot be restored."""
+    damaged = any(problem.kind in FATAL for problem in audit.problems)
+    return AuditAnswer.model_validate({"status": "damaged" if damaged else "ok", **asdict(audit)})
 
 
 def image_answer(image: Image) -> ImageAnswer:

@@ -13,14 +13,14 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from hatchvm.api import problems
 from hatchvm.api.boundary import Boundary
-from hatchvm.api.calls import events, health, images, keys, routes, snapshots, templates, vms
+from hatchvm.api.calls import events, health, images, keys, routes, snapshots, store, templates, vms
 from hatchvm.api.context import Context
 from hatchvm.api.docs import render
 from hatchvm.api.openapi import describe
 from hatchvm.ports.house import House
 from hatchvm.ports.identity import Verifier
 
-_ROUTERS: Final = tuple(part.router for part in (vms, routes, snapshots, images, templates, keys, events, health))
+_PARTS: Final = (vms, routes, snapshots, store, images, templates, keys, events, health)
 
 
 def create_app(
@@ -56,8 +56,8 @@ def create_app(
     )
     problems.install(app)
     app.add_middleware(Boundary)
-    for router in _ROUTERS:
-        app.include_router(router)
+    for part in _PARTS:
+        app.include_router(part.router)
     _document(app)
     return app
 

@@ -9,6 +9,7 @@ from pydantic import Field
 from hatchvm.api.fields import (
     Body,
     BootArgs,
+    Duration,
     GuestIP,
     GuestMAC,
     HostPath,
@@ -56,6 +57,15 @@ class VMRestore(Body):
 
     snapshot_id: Reference = optional()
     mode: Literal["memory", "disk"] = "memory"
+
+
+class StoreGC(Body):
+    """How long something must have been unneeded to be removed; if left out, as configured.
+
+    A shorter time than that is refused while a snapshot is being stored or restored.
+    """
+
+    grace: Duration = optional()
 
 
 class RouteCreate(Body):

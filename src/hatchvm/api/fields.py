@@ -99,6 +99,14 @@ def _idle_timeout(text: str) -> str:
     return text
 
 
+def _duration(text: str) -> str:
+    try:
+        parse_duration(text)
+    except ValueError:
+        raise ValueError("must be a duration such as 30s, 5m or 1h30m") from None
+    return text
+
+
 Name = Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_label)]
 #: An id or a name of an existing thing: any other text means a thing that does not exist.
 Reference = Annotated[str, Field(max_length=256)]
@@ -109,6 +117,7 @@ UserData = Annotated[str, Field(max_length=MAX_USER_DATA_BYTES), AfterValidator(
 GuestIP = Annotated[str, Field(max_length=15), AfterValidator(_unicast_ip)]
 GuestMAC = Annotated[str, Field(max_length=17), AfterValidator(_unicast_mac)]
 IdleTimeout = Annotated[str, Field(max_length=64), AfterValidator(_idle_timeout)]
+Duration = Annotated[str, Field(max_length=64), AfterValidator(_duration)]
 _Key = Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_printable)]
 _Value = Annotated[str, Field(max_length=255), AfterValidator(_printable)]
 Metadata = Annotated[dict[_Key, _Value], Field(max_length=64)]

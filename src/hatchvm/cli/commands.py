@@ -11,6 +11,7 @@ COMMANDS: Final = {
     "vm": ("hatchvm.cli.vms:app", "Create VMs and move them between states."),
     "route": ("hatchvm.cli.routes:app", "Lead subdomains to VMs."),
     "snapshot": ("hatchvm.cli.snapshots:app", "Look at snapshots."),
+    "store": ("hatchvm.cli.store:app", "Look after what is stored."),
     "image": ("hatchvm.cli.images:app", "Manage what VMs boot from."),
     "template": ("hatchvm.cli.templates:app", "Keep sets of defaults for new VMs."),
     "key": ("hatchvm.cli.keys:app", "Make and revoke API keys."),

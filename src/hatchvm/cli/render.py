@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, Final
 
 _STATE_STYLE: Final = {"running": "green", "snapshotted": "blue", "error": "red", "stopped": "dim"}
@@ -44,6 +45,18 @@ def done(fields: Mapping[str, Any], sentence: str, *, as_json: bool) -> None:
         _print_json(fields)
     else:
         print(sentence)
+
+
+@contextmanager
+def waiting(words: str) -> Iterator[None]:
+    """Show on a terminal's stderr that something is going on, until it is over."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(words):
+        yield
 
 
 def _print_json(value: object) -> None:

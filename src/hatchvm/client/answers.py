@@ -91,6 +91,63 @@ class Snapshot(TypedDict):
     created_at: str
 
 
+class Verified(TypedDict):
+    """`status` is `ok`, or `damaged` with an `error`."""
+
+    status: str
+    bytes: NotRequired[int]
+    error: NotRequired[str]
+
+
+class Amount(TypedDict):
+    """So many objects, so many bytes."""
+
+    objects: int
+    bytes: int
+
+
+class Collected(TypedDict):
+    """What was removed from the object store, what is left, and what of that no snapshot needs."""
+
+    deleted: Amount
+    kept: Amount
+    waiting: Amount
+
+
+class StoredKey(TypedDict):
+    """What is stored under one encryption key; None: not encrypted."""
+
+    key_id: str | None
+    bytes: int
+    current: bool
+    held: bool
+
+
+class StoreProblem(TypedDict):
+    """Something that is wrong in the object store."""
+
+    kind: str
+    snapshot_id: str | None
+    key: str
+    message: str
+
+
+class StoreAudit(TypedDict):
+    """What lies in the object store. `status` is `ok`, or `damaged` if a snapshot cannot be restored."""
+
+    status: str
+    stored_bytes: int
+    manifests: Amount
+    packs: Amount
+    shared: Amount
+    trash: Amount
+    orphaned: Amount
+    due: Amount
+    unknown: Amount
+    keys: list[StoredKey]
+    problems: list[StoreProblem]
+
+
 class Image(TypedDict):
     """An image."""
 

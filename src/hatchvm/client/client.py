@@ -18,6 +18,7 @@ from hatchvm.base.ids import VM as VM_PREFIX
 from hatchvm.base.ids import is_id
 from hatchvm.client.answers import (
     VM,
+    Collected,
     Event,
     Health,
     Image,
@@ -29,7 +30,9 @@ from hatchvm.client.answers import (
     RouteChanges,
     Snapshot,
     Status,
+    StoreAudit,
     Template,
+    Verified,
     VMDefaults,
 )
 from hatchvm.client.errors import ApiError
@@ -107,6 +110,23 @@ class Client:
 
     def delete_snapshot(self, snapshot_id: str) -> None:
         self._call("DELETE", "snapshots", snapshot_id)
+
+    def verify_snapshot(self, snapshot_id: str) -> Verified:
+        """Let the daemon read all of it. Takes as long as there is much of it, and so has no time limit."""
+        try:
+            return cast(Verified, self._call("POST", "snapshots", snapshot_id, "verify", patient=True))
+        except ApiError as error:
+            if error.answer.get("status") != "damaged":
+                raise
+            return cast(Verified, error.answer)
+
+    def collect(self, grace: str | None = None) -> Collected:
+        """Remove from the object store what no snapshot has needed for that long, e.g. `1h`; None: as configured."""
+        body = {} if grace is None else {"grace": grace}
+        return cast(Collected, self._call("POST", "store", "gc", body=body, patient=True))
+
+    def audit(self) -> StoreAudit:
+        return cast(StoreAudit, self._call("GET", "store", "audit", patient=True))
 
     def create_route(
         self, vm_id: str, *, target_port: int, subdomain: str | None = None, auto_wake: bool = True

@@ -15,6 +15,8 @@ from hatchvm.client.errors import ApiError
 
 #: A snapshot call returns when the upload is committed, which takes as long as it takes.
 _CALL: Final = httpx2.Timeout(10.0, read=1800.0)
+#: Reading all of an object store takes hours if it is large.
+_PATIENT: Final = httpx2.Timeout(10.0, read=None)
 #: The daemon sends a comment every 15 s into a quiet stream.
 _STREAM: Final = httpx2.Timeout(10.0, read=60.0)
 
@@ -36,10 +38,13 @@ class Transport:
         except httpx2.InvalidURL:
             raise Invalid(f"{url!r} is not a URL") from None
 
-    def call(self, method: str, *path: str, body: Mapping[str, Any] | None = None) -> Any:
-        """The JSON that the daemon answers. Raises ApiError, or Unavailable if there is no daemon."""
+    def call(self, method: str, *path: str, body: Mapping[str, Any] | None = None, patient: bool = False) -> Any:
+        """The JSON that the daemon answers. Raises ApiError, or Unavailable if there is no daemon.
+
+        `patient`: wait for the answer as long as the connection lives.
+        """
         with self._translated():
-            answer = self._http.request(method, _join(path), json=body)
+            answer = self._http.request(method, _join(path), json=body, timeout=_PATIENT if patient else _CALL)
         return _read(answer)
 
     @contextmanager

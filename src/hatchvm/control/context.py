@@ -30,6 +30,7 @@ class Settings:
     snapshots_configured: bool
     snapshot_keep: int
     host_mem_mib: int
+    snapshot_grace_s: float = 6 * 3600.0
     snapshot_store: str = "directory"  # its kind: see `ports.house.Overview`
     drain_s: float = 5.0  # how long an explicit snapshot waits for open requests to end
     halt_s: float = 20.0  # how long a guest may take to shut down

@@ -13,6 +13,7 @@ from hatchvm.control.images import ImageCases, TemplateCases
 from hatchvm.control.keys import KeyCases
 from hatchvm.control.routes import RouteCases
 from hatchvm.control.snapshots import SnapshotCases
+from hatchvm.control.storage import StorageCases
 from hatchvm.control.vms import create, delete, power, restore, suspend, upload
 from hatchvm.domain.lifecycle import PUBLIC
 from hatchvm.domain.snapshot import Snapshot
@@ -69,6 +70,7 @@ class ControlPlane:
         self.vms = VMCases(ctx)
         self.routes = RouteCases(ctx)
         self.snapshots = SnapshotCases(ctx)
+        self.storage = StorageCases(ctx)
         self.images = images
         self.templates = TemplateCases(ctx)
         self.keys = keys

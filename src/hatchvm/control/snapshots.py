@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hatchvm.base.errors import Conflict
+from hatchvm.base.errors import Conflict, Corrupt, NotFound
 from hatchvm.control.context import Context
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
@@ -32,6 +32,20 @@ class SnapshotCases:
                 await tx.snapshots.delete(snapshot_id)
 
         await owner.do(verb, name="delete snapshot")
+
+    async def verify(self, snapshot_id: str) -> int:
+        """In nobody's turn, because it takes as long as it takes. One that is deleted meanwhile is not damaged."""
+        snapshot = await self.get(snapshot_id)
+        if snapshot.status is not SnapshotStatus.COMMITTED:
+            raise Conflict("the snapshot is not stored yet; try again when its status is committed")
+        try:
+            return await self._ctx.node.verify(snapshot)
+        except NotFound as error:
+            await self.get(snapshot_id)
+            raise Corrupt(f"the snapshot is damaged: {error}") from error
+        except Corrupt:
+            await self.get(snapshot_id)
+            raise
 
     async def _is_newest(self, snapshot: Snapshot) -> bool:
         async with self._ctx.store.begin() as tx:

@@ -15,10 +15,6 @@ class Amount:
     objects: int = 0
     bytes: int = 0
 
-    def plus(self, size: int) -> Amount:
-        """With one more object."""
-        return Amount(self.objects + 1, self.bytes + size)
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collected:

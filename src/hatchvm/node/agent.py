@@ -5,15 +5,18 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 
 from hatchvm.base import tasks
-from hatchvm.base.errors import Unavailable
+from hatchvm.base.errors import Conflict, Unavailable
 from hatchvm.base.paths import DataPaths, VMPaths
 from hatchvm.domain.image import Image
 from hatchvm.domain.lifecycle import Found
 from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.stored import Audit, Collected
 from hatchvm.domain.vm import VM
 from hatchvm.node import adopt, console, launch, lazy, pair, storage, suspend, touched, wake
 from hatchvm.node.host import Host
@@ -45,6 +48,8 @@ class LocalNode:
         #: Pagers of VMs that run, and of those whose next step is a wake.
         self._pagers: dict[str, Pager] = {}
         self._recording: dict[str, asyncio.Task[None]] = {}
+        #: Snapshots being stored or fetched.
+        self._moving = 0
         self._on_exit: OnExit = lambda vm_id, ended: None
 
     def on_exit(self, callback: OnExit) -> None:
@@ -99,17 +104,20 @@ class LocalNode:
         await asyncio.to_thread(shutil.rmtree, self._vm(vm_id).root, ignore_errors=True)
 
     async def upload(self, vm: VM, snapshot: Snapshot, bases: Sequence[Snapshot]) -> Sizes:
-        return await storage.upload(self._host, vm, snapshot, bases)
+        with self._moves():
+            return await storage.upload(self._host, vm, snapshot, bases)
 
     async def fetch(self, vm: VM, image: Image, source: Snapshot) -> None:
         await self._end_pager(vm.id)
-        pager = await storage.fetch(self._host, vm, image, source)
-        if pager is not None:
-            self._keep_pager(vm.id, pager)
+        with self._moves():
+            pager = await storage.fetch(self._host, vm, image, source)
+            if pager is not None:
+                self._keep_pager(vm.id, pager)
 
     async def fetch_disk(self, vm: VM, image: Image, source: Snapshot) -> None:
         await self._end_pager(vm.id)
-        await storage.fetch_disk(self._host, vm, image, source)
+        with self._moves():
+            await storage.fetch_disk(self._host, vm, image, source)
 
     async def saved(self, vm_id: str) -> bool:
         return pair.sound(self._vm(vm_id), self._host.boot_id)
@@ -127,6 +135,25 @@ class LocalNode:
 
     async def committed(self, snapshot: Snapshot) -> Sizes | None:
         return await storage.committed(self._host, snapshot)
+
+    async def verify(self, snapshot: Snapshot) -> int:
+        return await storage.verify(self._host, snapshot)
+
+    async def collect(self, grace_s: float | None) -> Collected:
+        engine = self._host.snapshots()
+        grace = engine.grace if grace_s is None else timedelta(seconds=grace_s)
+        whole = [] if grace >= engine.grace else list(self._pagers.values())
+        for pager in whole:
+            await pager.finish()
+
+        def allow() -> None:
+            if self._moving or any(pager not in whole for pager in self._pagers.values()):
+                raise Conflict("a snapshot is being stored or restored, which needs the usual grace; try again later")
+
+        return await engine.collect(grace, allow=allow)
+
+    async def audit(self, rows: Collection[str]) -> Audit:
+        return await self._host.snapshots().audit(rows)
 
     async def adopt(self, vm: VM, image: Image) -> Found:
         adopted = await adopt.adopt(self._host, vm, image)
@@ -160,6 +187,14 @@ class LocalNode:
         if handle is None:
             raise Unavailable("the VM's process is not running")
         return handle
+
+    @contextmanager
+    def _moves(self) -> Iterator[None]:
+        self._moving += 1
+        try:
+            yield
+        finally:
+            self._moving -= 1
 
     async def _end(self, vm_id: str) -> None:
         """Whatever went before: two processes must never share a VM's files."""

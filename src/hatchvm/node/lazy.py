@@ -62,8 +62,8 @@ class Pager:
         """What went wrong with fetching, if anything did."""
         try:
             wrong = (await self._ask("status"))["wrong"]
-        except HatchError:
-            return None
+        except HatchError as error:
+            return error
         return described(wrong) if wrong else None
 
     async def wait(self) -> None:

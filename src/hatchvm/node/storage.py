@@ -66,6 +66,13 @@ async def committed(host: Host, snapshot: Snapshot) -> Sizes | None:
     return Sizes(manifest.size_bytes, manifest.stored_bytes)
 
 
+async def verify(host: Host, snapshot: Snapshot) -> int:
+    """See `ports.node.Node.verify`."""
+    manifest, data = await host.snapshots().open(keys_of(snapshot))
+    await host.snapshots().verify(manifest)
+    return len(data) + int(manifest.frames["length"].sum(dtype=np.int64))
+
+
 async def fetch(host: Host, vm: VM, image: Image, source: Snapshot) -> Pager | None:
     """Replace the VM's saved pair and disk by a committed snapshot's, once every byte is here and verified.
 
@@ -91,15 +98,30 @@ async def fetch(host: Host, vm: VM, image: Image, source: Snapshot) -> Pager | N
 
 
 async def _begin(host: Host, vm: VM, manifest: Manifest, data: bytes) -> Pager:
-    """Device state, empty files, and a pager that fills them. From the exchange on the VM has no saved pair here."""
-    paths = host.paths.vm(vm.id)
-    where = await host.snapshots().locate(manifest)
-    await _replace(host, vm, manifest, {layout.STATE}, lambda paths: _hollow(paths, manifest))
-    return await host.pagers.start(paths, manifest.keys, where, data, mounted=True)
+    """Device state, empty files, and a pager that fills them. From here on the VM has no saved pair on this host."""
+    paths, engine = host.paths.vm(vm.id), host.snapshots()
+    where = await engine.locate(manifest)
+    await tasks.finish(asyncio.to_thread(_hollow, paths, manifest), name=f"hollow {vm.id}")
+    starting = tasks.spawn(host.pagers.start(paths, manifest.keys, where, data, mounted=True), name=f"pager {vm.id}")
+    try:
+        await _replace(host, vm, manifest, {layout.STATE}, lambda paths: None)
+        return await asyncio.shield(starting)
+    except BaseException:
+        await outlast([starting])
+        if not starting.exception():
+            await starting.result().kill()
+        raise
 
 
 def _hollow(paths: VMPaths, manifest: Manifest) -> None:
     """Memory and disk of which nothing is here. The old disk goes for good once the new one is durable."""
+    with local_errors(paths.root):
+        _empty(paths, manifest)
+
+
+def _empty(paths: VMPaths, manifest: Manifest) -> None:
+    paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    pair.spend(paths)
     sync_dir(paths.root)  # the old marker must not come back beside memory that is not its own
     sizes = {stream.name: (stream.size, len(stream.slots)) for stream in manifest.streams}
     paths.memory.unlink(missing_ok=True)

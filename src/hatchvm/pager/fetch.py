@@ -8,12 +8,13 @@ to a limit. A frame that is damaged, even when read again, is an error at once f
 from __future__ import annotations
 
 import errno
+import os
 import random
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 import numpy as np
@@ -28,8 +29,12 @@ THREADS: Final = 8
 #: How many of them fetch what nobody waits for: blocks of the last wake; the rest, which must not disturb the guest.
 _AHEAD_WIDTH: Final = 6
 _REST_WIDTH: Final = 2
-_DEMAND_BYTES: Final = MIB
-_AHEAD_BYTES: Final = 4 * MIB
+#: One read. Whoever comes to need a frame that is on its way waits for what lies before it in the same read.
+_READ_BYTES: Final = MIB
+_FINISH_BYTES: Final = 4 * MIB
+#: Unpacking what nobody waits for: half the host's processors at most, and none of them while somebody waits.
+_HANDS: Final = max(1, (os.cpu_count() or 1) // 2)
+_YIELD_S: Final = 0.05
 #: How long a guest may wait for a store that cannot be reached.
 PATIENCE_S: Final = 60.0
 _FIRST_DELAY_S: Final = 0.1
@@ -37,7 +42,10 @@ _LONGEST_DELAY_S: Final = 3.0
 #: Failures in a row after which `finish` gives up.
 _TRIES: Final = 6
 
-_ABSENT, _FLYING, _DONE, _BAD = range(4)
+#: Frames that may wait unpacked: their blocks belong in so many places that nobody can wait for all of them.
+_MAX_HELD: Final = 64
+
+_ABSENT, _FLYING, _HELD, _DONE, _BAD = range(5)
 Numbers = npt.NDArray[np.int64]
 
 
@@ -49,30 +57,33 @@ class Reads(Protocol):
 
 @dataclass(slots=True, eq=False)
 class _Waiter:
-    """Somebody who needs `left` more frames."""
+    """Somebody who needs `left` more frames. `take`: what to do with each of them."""
 
+    take: Callable[[int, memoryview], None]
     then: Callable[[int], None]
     left: int = 0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Job:
     """Consecutive frames of one pack. `demanded`: somebody waits."""
 
     frames: list[int]
     demanded: bool
-    trouble: list[int] = field(default_factory=list)
 
 
 class Fetcher:
-    """`table`: where each frame lies. `unpack(frame, stored)` verifies; `place(frame, plain)` writes."""
+    """`table`: where each frame lies. `unpack(frame, stored)` verifies.
+
+    `spread(frame, plain)` writes some of its blocks to where they belong; True when all of them are written.
+    """
 
     def __init__(
         self,
         table: Frames,
         read: Reads,
         unpack: Callable[[int, memoryview], bytes],
-        place: Callable[[int, memoryview], None],
+        spread: Callable[[int, memoryview], bool],
         *,
         patience_s: float = PATIENCE_S,
     ) -> None:
@@ -81,13 +92,17 @@ class Fetcher:
         self._length = table["length"].tolist()
         self._read = read
         self._unpack = unpack
-        self._place = place
+        self._spread = spread
         self._patience_s = patience_s
         self._state = np.full(len(table), _DONE, np.uint8)
         self._order = self._rest = np.zeros(0, np.int64)
         self._asked: dict[int, None] = {}
         self._waiters: dict[int, list[_Waiter]] = {}
+        self._held: dict[int, memoryview] = {}
+        self._unspread: list[int] = []
         self._ahead_flying = 0
+        self._demand_flying = 0
+        self._hands = threading.Semaphore(_HANDS)
         self._left = 0
         self._finishing = 0
         self._strikes = 0
@@ -106,23 +121,42 @@ class Fetcher:
         for number in range(THREADS):
             threading.Thread(target=self._work, name=f"fetch {number}", daemon=True).start()
 
-    def need(self, frames: Sequence[int], then: Callable[[int], None]) -> None:
-        """Call `then` with 0 when the frames have been placed, or with an errno. From this or another thread."""
-        waiter = _Waiter(then)
+    def need(self, frames: Sequence[int], take: Callable[[int, memoryview], None], then: Callable[[int], None]) -> None:
+        """Call `then` with 0 when what is needed of the frames is in place, or with an errno. From any thread.
+
+        A frame is given to `take` if it is here, but all of its blocks are not in place yet.
+        """
+        waiter = _Waiter(take, then)
         with self._changed:
-            states = [int(self._state[frame]) for frame in frames]
-            if _BAD not in states:
-                absent = [frame for frame, state in zip(frames, states, strict=True) if state != _DONE]
-                waiter.left = len(absent)
+            bad = any(self._state[frame] == _BAD for frame in frames)
+            held = {frame: self._held[frame] for frame in frames if frame in self._held}
+            if not bad:
+                absent = [frame for frame in frames if self._state[frame] in (_ABSENT, _FLYING)]
+                waiter.left = 1 + len(absent)
                 for frame in absent:
                     self._waiters.setdefault(frame, []).append(waiter)
                     if self._state[frame] == _ABSENT:
                         self._asked[frame] = None
-                self._changed.notify_all()
-        if _BAD in states:
+                if absent:
+                    self._changed.notify_all()
+        if bad:
             then(errno.EIO)
-        elif not waiter.left:
-            then(0)
+            return
+        self._give(held, [waiter])
+
+    def _give(self, frames: Mapping[int, memoryview], waiters: Sequence[_Waiter]) -> None:
+        """Let them take frames that are here, and tell those who then have all they need."""
+        for waiter in waiters:
+            code = 0
+            try:
+                for frame, plain in frames.items():
+                    waiter.take(frame, plain)
+            except OSError as error:
+                code = error.errno or errno.EIO
+            with self._changed:
+                ready = self._release(waiter, code)
+            if ready:
+                waiter.then(code)
 
     def finish(self) -> None:
         """Fetch all that is missing, at full width. Raises Corrupt, or Unavailable if the store stays away."""
@@ -164,8 +198,12 @@ class Fetcher:
             while not self._closing:
                 job = self._demanded() or self._ahead()
                 if job is not None:
-                    self._state[job.frames] = _FLYING
+                    for frame in job.frames:
+                        self._asked.pop(frame, None)
+                        if frame not in self._held:
+                            self._state[frame] = _FLYING
                     self._ahead_flying += not job.demanded
+                    self._demand_flying += job.demanded
                     return job
                 now = time.monotonic()
                 self._changed.wait(self._not_before - now if self._not_before > now else None)
@@ -175,9 +213,7 @@ class Fetcher:
         if not self._asked:
             return None
         first = next(iter(self._asked))
-        frames = self._adjoining(first, lambda frame: frame in self._asked, _DEMAND_BYTES)
-        for frame in frames:
-            del self._asked[frame]
+        frames = self._adjoining(first, lambda frame: frame in self._asked, _READ_BYTES)
         return _Job(frames, demanded=True)
 
     def _ahead(self) -> _Job | None:
@@ -188,12 +224,15 @@ class Fetcher:
         if not len(candidates):
             self._rest = self._rest[self._state[self._rest] == _ABSENT]
             candidates, width = self._rest, _REST_WIDTH
-        if not len(candidates) or self._ahead_flying >= (THREADS if self._finishing else width):
+        if self._ahead_flying >= (THREADS if self._finishing else width):
             return None
+        if not len(candidates):
+            return _Job([self._unspread.pop()], demanded=False) if self._unspread else None
         # A run of the list, not of the pack: what the list has later must not come earlier.
         following = iter(candidates.tolist())
         first = next(following)
-        frames = self._adjoining(first, lambda frame: next(following, None) == frame, _AHEAD_BYTES)
+        limit = _FINISH_BYTES if self._finishing else _READ_BYTES
+        frames = self._adjoining(first, lambda frame: next(following, None) == frame, limit)
         return _Job(frames, demanded=False)
 
     def _adjoining(self, first: int, wanted: Callable[[int], bool], limit: int) -> list[int]:
@@ -230,12 +269,17 @@ class Fetcher:
     def _fetch(self, job: _Job) -> None:
         """Everything of the job that is not done yet. Raises Unavailable or Exhausted."""
         suspects = []
+        left = [frame for frame in job.frames if self._state[frame] == _FLYING]
+        for frame in job.frames:
+            if frame in self._held:
+                self._spread_out(frame)
+        if not left:
+            return
         try:
-            left = [frame for frame in job.frames if self._state[frame] == _FLYING]
             pieces = self._read(self._pack[left[0]], self._offset[left[0]], [self._length[frame] for frame in left])
             for frame, stored in zip(left, pieces, strict=True):
                 try:
-                    self._arrived(frame, stored)
+                    self._in_turn(job, frame, stored)
                 except Corrupt:
                     suspects.append(frame)
         except Corrupt:  # the pack itself is not there
@@ -254,14 +298,52 @@ class Fetcher:
             print(f"{error}: {error.detail}" if error.detail else error, file=sys.stderr, flush=True)
             self._settle(frame, _BAD, errno.EIO, error)
 
+    def _in_turn(self, job: _Job, frame: int, stored: memoryview) -> None:
+        """What nobody waits for makes way for what somebody waits for."""
+        if job.demanded or self._finishing:
+            self._arrived(frame, stored)
+            return
+        self._make_way(job.frames)
+        with self._hands:
+            self._arrived(frame, stored)
+
+    def _make_way(self, frames: Sequence[int]) -> None:
+        """Wait a moment while somebody waits for other frames than these."""
+        with self._changed:
+            busy = self._asked or self._demand_flying
+            if busy and not self._finishing and not any(frame in self._waiters for frame in frames):
+                self._changed.wait(_YIELD_S)
+
     def _arrived(self, frame: int, stored: memoryview) -> None:
-        plain = self._unpack(frame, stored)
+        plain = memoryview(self._unpack(frame, stored))
+        whole = self._written(frame, plain)
+        while not whole and len(self._held) >= _MAX_HELD:
+            whole = self._written(frame, plain)
+        if whole:
+            self._settle(frame, _DONE, 0, None)
+            return
+        with self._changed:
+            self._state[frame] = _HELD
+            self._held[frame] = plain
+            self._unspread.append(frame)
+            waiters = self._waiters.pop(frame, ())
+        self._give({frame: plain}, waiters)
+
+    def _written(self, frame: int, plain: memoryview) -> bool:
         try:
-            self._place(frame, memoryview(plain))
+            return self._spread(frame, plain)
         except OSError as error:
             if error.errno in NO_ROOM:
                 raise Exhausted("the disk is full: no room for the VM's memory and disk") from error
             raise Unavailable(f"the VM's files cannot be written: {error.strerror}") from error
+
+    def _spread_out(self, frame: int) -> None:
+        """Write the rest of a frame whose blocks belong in many places."""
+        plain = self._held[frame]
+        while not self._written(frame, plain):
+            self._make_way([])
+        with self._changed:
+            del self._held[frame]
         self._settle(frame, _DONE, 0, None)
 
     def _settle(self, frame: int, state: int, code: int, error: HatchError | None) -> None:
@@ -309,9 +391,11 @@ class Fetcher:
                     self._asked[frame] = None
         with self._changed:
             self._rest = np.concatenate([np.array(left, np.int64), self._rest])
+            self._unspread += [frame for frame in job.frames if frame in self._held]
             self._changed.notify_all()
 
     def _landed(self, job: _Job) -> None:
         with self._changed:
             self._ahead_flying -= not job.demanded
+            self._demand_flying -= job.demanded
             self._changed.notify_all()

@@ -1,8 +1,8 @@
 """An incomplete disk, and the note of which of its blocks are on this host.
 
 The disk has another name until it is whole, so it never passes for a whole one; the note beside it (`lazy.map`) is a
-head that names the snapshot, then one bit a block. Bits are only ever set, and only after the block is durable: whatever
-a crash or a power failure leaves of it claims too little, never too much.
+head that names the snapshot, then one bit a block. Bits are only ever set, and only after the block is durable:
+whatever a crash or a power failure leaves of it claims too little, never too much.
 """
 
 from __future__ import annotations

@@ -42,15 +42,16 @@ class Session:
         manifest = decode(work.manifest, work.source, ring)
         self._lane = ThreadPoolExecutor(1, thread_name_prefix="sync")
         source = Source(manifest.packs, work.where, width=THREADS)
-        self._fetcher = Fetcher(manifest.frames, source.read, Opener(manifest, ring).open, self._place)
+        self._fetcher = Fetcher(manifest.frames, source.read, Opener(manifest, ring).open, self._spread)
         self._ending = False
         self._disk: Volume | None = None
         self._volumes = self._open(manifest)
         #: Set when there is nothing left to do: `end` was answered, or somebody else has unmounted it.
         self.ended = threading.Event()
-        self._fetcher.begin(*self._plan(manifest))
+        order, rest = self._plan(manifest)
         if work.mounted:
             self._serve()
+        self._fetcher.begin(order, rest)
         threading.Thread(target=self._keep_notes, name="notes", daemon=True).start()
 
     def status(self) -> dict[str, Any]:
@@ -97,19 +98,21 @@ class Session:
 
     def _plan(self, manifest: Manifest) -> tuple[Numbers, Numbers]:
         """Frames: those the last wake needed, in order; the others that hold something missing, as they lie."""
-        missing = np.unique(np.concatenate([np.zeros(0, np.int64), *(one.frames() for one in self._volumes.values())]))
+        missing = np.zeros(len(manifest.frames), np.bool_)
+        for volume in self._volumes.values():
+            missing[volume.frames()] = True
         order = np.zeros(0, np.int64)
         if self._mounted:
             head = _DISK_HEAD_BYTES // manifest.block_bytes
             wanted = [stream.slots[:head] for stream in manifest.streams if stream.name == DISK]
             wanted += [stream.slots[manifest.order] for stream in manifest.streams if stream.name == MEMORY]
             order = _frames(np.concatenate(wanted), manifest.frame_slots)
-            order = order[np.isin(order, missing)]
-        return order, np.setdiff1d(missing, order)
+            order = order[missing[order]]
+        missing[order] = False
+        return order, np.flatnonzero(missing)
 
-    def _place(self, frame: int, plain: memoryview) -> None:
-        for volume in self._volumes.values():
-            volume.place(frame, plain)
+    def _spread(self, frame: int, plain: memoryview) -> bool:
+        return all(volume.spread(frame, plain) for volume in self._volumes.values())
 
     def _serve(self) -> None:
         server = Server(mount.mount(self._paths.lazy), self._volumes)

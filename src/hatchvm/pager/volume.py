@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from pathlib import Path
 from typing import Final
@@ -23,12 +24,18 @@ from hatchvm.pager.ledger import Ledger
 from hatchvm.snapshots.frames import Placement
 from hatchvm.snapshots.manifest import Manifest, Stream
 
-#: Asks for frames; calls back once, from any thread, with 0 or an errno, when all their blocks are present.
-Need = Callable[[Sequence[int], Callable[[int], None]], None]
+#: Asks for frames: each is given to the second argument when it comes, then the third is called with 0 or an errno.
+#: Both are called from any thread.
+Need = Callable[[Sequence[int], Callable[[int, memoryview], None], Callable[[int], None]], None]
 
 _KEEP_SIZE: Final = 1
 _PUNCH_HOLE: Final = 2
 _ZERO_RANGE: Final = 16
+#: Blocks copied at once, and blocks written under the lock at once.
+_MAX_RUN: Final = 256
+_SPREAD: Final = 1024
+
+Numbers = npt.NDArray[np.int64]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -48,7 +55,8 @@ class Volume:
         self.size = os.fstat(self._fd).st_size
         self._stream_bytes = stream.size
         self._block_bytes = manifest.block_bytes
-        self._frames = (stream.slots.astype(np.int64) - 1) // manifest.frame_slots
+        self._frames, places = np.divmod(stream.slots.astype(np.int64) - 1, manifest.frame_slots)
+        self._places = places.astype(np.uint8)
         self._placement = Placement(manifest, stream)
         self._need = need
         self._ledger = ledger
@@ -64,13 +72,19 @@ class Volume:
     def missing_bytes(self) -> int:
         return self._missing * self._block_bytes
 
-    def frames(self) -> npt.NDArray[np.int64]:
-        """The frames that hold blocks still missing, ascending."""
-        return np.unique(self._frames[~self._present])
+    def frames(self) -> Numbers:
+        """The frames that hold blocks still missing; some more than once."""
+        frames: Numbers = self._frames[~self._present]
+        return frames
 
     def read(self, offset: int, length: int, answer: Answer) -> None:
-        frames = self._lacking(offset, offset + length)
-        self._after(frames, lambda: answer.data(os.pread(self._fd, length, offset)), answer.error)
+        end = offset + length
+        self._after(
+            self._lacking(offset, end), offset, end, lambda: answer.data(self._pread(offset, length)), answer.error
+        )
+
+    def _pread(self, offset: int, length: int) -> bytes:
+        return os.pread(self._fd, length, offset)
 
     def write(self, offset: int, data: memoryview, answer: Answer) -> None:
         frames = self._torn(offset, offset + len(data))
@@ -85,7 +99,7 @@ class Volume:
                 self.size = max(self.size, offset + len(kept))
             answer.wrote(len(kept))
 
-        self._after(frames, put, answer.error)
+        self._after(frames, offset, offset + len(data), put, answer.error)
 
     def resize(self, size: int, done: Callable[[int], None]) -> None:
         def cut() -> None:
@@ -95,7 +109,7 @@ class Volume:
                 self.size = size
             done(0)
 
-        self._after(self._torn(size, max(size, self.size)), cut, done)
+        self._after(self._torn(size, max(size, self.size)), size, size + 1, cut, done)
 
     def allocate(self, offset: int, length: int, mode: int, answer: Answer) -> None:
         clears = mode & ~_KEEP_SIZE in (_PUNCH_HOLE, _ZERO_RANGE)
@@ -112,7 +126,8 @@ class Volume:
                 self.size = os.fstat(self._fd).st_size
             answer.data()
 
-        self._after(self._torn(offset, offset + length) if clears else (), change, answer.error)
+        end = offset + length
+        self._after(self._torn(offset, end) if clears else (), offset, end, change, answer.error)
 
     def sync(self, answer: Answer) -> None:
         """What is lost with its VM whatever happens needs no disk: that the kernel has handed over what it held is all
@@ -149,19 +164,41 @@ class Volume:
             self._changed = True
             raise
 
-    def place(self, frame: int, plain: memoryview) -> None:
-        """Write a frame's blocks to where they belong, as far as they are missing. Raises OSError; may be repeated."""
-        size = self._block_bytes
+    def spread(self, frame: int, plain: memoryview) -> bool:
+        """Write a frame's blocks to where they belong, as far as they are missing, but not many at once.
+
+        True if none is missing any more. Raises OSError; may be repeated.
+        """
         with self._lock:
             blocks, places = self._placement.of(frame)
-            lacking = ~self._present[blocks]
-            blocks, places = blocks[lacking], places[lacking]
-            for first, place, count in _stretches(blocks, places):
-                room = min(count * size, self._stream_bytes - first * size)
-                piece = plain[place * size : place * size + room]
-                if os.pwrite(self._fd, piece, first * size) != room:
-                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-                self._arrive(slice(first, first + count))
+            lacking = np.flatnonzero(~self._present[blocks])
+            now = lacking[:_SPREAD]
+            self._write(blocks[now], places[now], plain)
+        return len(now) == len(lacking)
+
+    def _place(self, span: tuple[int, int], frame: int, plain: memoryview) -> None:
+        """Write a frame's blocks to where they belong in a span of blocks, as far as they are missing there."""
+        first, last = span
+        with self._lock:
+            lacking = (self._frames[first:last] == frame) & ~self._present[first:last]
+            blocks = first + np.flatnonzero(lacking)
+            self._write(blocks, self._places[blocks].astype(np.int64), plain)
+
+    def _write(self, blocks: Numbers, places: Numbers, plain: memoryview) -> None:
+        for piece in _runs(blocks):
+            self._fill(int(blocks[piece.start]), places[piece], plain)
+
+    def _fill(self, first: int, places: Numbers, plain: memoryview) -> None:
+        """Write consecutive blocks from wherever in a frame they lie. Under the lock."""
+        size, count = self._block_bytes, len(places)
+        if int(places[-1]) - int(places[0]) == count - 1 and (count < 2 or bool((np.diff(places) == 1).all())):
+            data = plain[int(places[0]) * size : (int(places[-1]) + 1) * size]
+        else:
+            data = np.frombuffer(plain, np.uint8).reshape(-1, size)[places].data.cast("B")
+        room = min(count * size, self._stream_bytes - first * size)
+        if os.pwrite(self._fd, data[:room], first * size) != room:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        self._arrive(slice(first, first + count))
 
     def _arrive(self, blocks: slice) -> None:
         """These blocks are in the file. Under the lock."""
@@ -201,8 +238,10 @@ class Volume:
         missing = {int(frames[block]) for block in blocks if block < len(present) and not present[block]}
         return sorted(missing)
 
-    def _after(self, frames: Sequence[int], act: Callable[[], None], fail: Callable[[int], None]) -> None:
-        """`act` at once, or when the frames are there."""
+    def _after(
+        self, frames: Sequence[int], start: int, end: int, act: Callable[[], None], fail: Callable[[int], None]
+    ) -> None:
+        """`act` at once, or when what [start, end) lacks of these frames is there."""
         if not frames:
             act()
             return
@@ -216,13 +255,13 @@ class Volume:
             except OSError as error:
                 fail(error.errno or errno.EIO)
 
-        self._need(frames, then)
+        span = start // self._block_bytes, -(-end // self._block_bytes)
+        self._need(frames, lambda frame, plain: self._place(span, frame, plain), then)
 
 
-def _stretches(blocks: npt.NDArray[np.int64], places: npt.NDArray[np.int64]) -> Sequence[tuple[int, int, int]]:
-    """(first block, first place, count) of runs that are whole in both."""
-    if not len(blocks):
-        return ()
-    breaks = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(places) != 1)) + 1
-    begins, ends = [0, *breaks.tolist()], [*breaks.tolist(), len(blocks)]
-    return [(int(blocks[b]), int(places[b]), e - b) for b, e in zip(begins, ends, strict=True)]
+def _runs(blocks: Numbers) -> Iterator[slice]:
+    """Stretches of consecutive blocks, none too long to be copied at once."""
+    breaks = (np.flatnonzero(np.diff(blocks) != 1) + 1).tolist()
+    for begin, end in itertools.pairwise([0, *breaks, len(blocks)]):
+        for start in range(begin, end, _MAX_RUN):
+            yield slice(start, min(start + _MAX_RUN, end))

@@ -16,6 +16,7 @@ from hatchvm.domain.key import ApiKey
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.route import Route
 from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.stored import Audit, Collected
 from hatchvm.domain.vm import VM, NewVM
 
 
@@ -35,7 +36,8 @@ class Event:
 class PendingUpload:
     """A snapshot that is on this host only, so far: since when, and how long that is now.
 
-    `error`: why the last attempt to store it failed, if one did. Neither `uploading` nor to be retried: what was to be stored is lost, and `error` says how.
+    `error`: why the last attempt to store it failed, if one did. Neither `uploading` nor to be retried: what was to be
+    stored is lost, and `error` says how.
     """
 
     vm_id: str
@@ -67,7 +69,7 @@ class VMs(Protocol):
     async def get(self, vm_id: str) -> VM: ...
 
     async def delete(self, vm_id: str) -> None:
-        """Remove the VM with its routes, snapshots and their unshared data."""
+        """Remove the VM with its routes and snapshots. What only those needed of the object store goes later."""
 
     async def stop(self, vm_id: str) -> VM: ...
 
@@ -118,6 +120,23 @@ class Snapshots(Protocol):
     async def get(self, snapshot_id: str) -> Snapshot: ...
 
     async def delete(self, snapshot_id: str) -> None: ...
+
+    async def verify(self, snapshot_id: str) -> int:
+        """Read all that is stored of it; how many bytes that were. Raises Corrupt naming the damaged object."""
+
+
+class Storage(Protocol):
+    """Use cases over the object store."""
+
+    async def collect(self, grace_s: float | None) -> Collected:
+        """Remove what no snapshot has needed for that long; None: the configured grace period.
+
+        Raises Conflict for a shorter one while a snapshot is being stored or restored, and Corrupt or Unsupported
+        naming a snapshot that cannot be read: then nothing is removed.
+        """
+
+    async def audit(self) -> Audit:
+        """What is stored, and what is wrong with it. Reads no data of guests and changes nothing."""
 
 
 class Images(Protocol):
@@ -183,6 +202,9 @@ class House(Protocol):
 
     @property
     def snapshots(self) -> Snapshots: ...
+
+    @property
+    def storage(self) -> Storage: ...
 
     @property
     def images(self) -> Images: ...

@@ -13,6 +13,7 @@ from typing import Protocol
 from hatchvm.domain.image import Image
 from hatchvm.domain.lifecycle import Found
 from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.stored import Audit, Collected
 from hatchvm.domain.vm import VM
 from hatchvm.ports.vmm import Exit
 
@@ -83,13 +84,26 @@ class Node(Protocol):
         """Whether this host has a sound saved pair of the VM."""
 
     async def discard(self, snapshot: Snapshot) -> None:
-        """Remove a snapshot's objects. May be repeated."""
+        """Remove a snapshot; what only it needs goes later, see `collect`. May be repeated."""
 
     async def discard_all(self, vm_id: str) -> None:
-        """Remove every object stored for a VM."""
+        """Remove every snapshot of a VM."""
 
     async def committed(self, snapshot: Snapshot) -> Sizes | None:
         """The sizes if its manifest is in the object store, else None."""
+
+    async def verify(self, snapshot: Snapshot) -> int:
+        """Read all that is stored of a snapshot; how many bytes that were. Raises Corrupt naming the damaged object."""
+
+    async def collect(self, grace_s: float | None) -> Collected:
+        """Remove what no snapshot has needed for that long; None: the usual grace period.
+
+        Raises Conflict for a shorter one while a snapshot is being stored or restored, and Corrupt or Unsupported
+        naming a snapshot that cannot be read: then nobody knows what it needs, and nothing is removed.
+        """
+
+    async def audit(self, rows: Collection[str]) -> Audit:
+        """What is stored, and what is wrong with it. `rows`: ids of the snapshots that are said to be stored."""
 
     async def adopt(self, vm: VM, image: Image) -> Found:
         """Take back what still runs; a half-done suspend is undone, a half-done restore is ended."""

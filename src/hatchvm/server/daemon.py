@@ -71,6 +71,7 @@ async def running(config: Config, *, say: Say) -> AsyncIterator[asyncio.Task[Non
         async with _doors(built, config, say) as api:
             duties = [
                 tasks.supervise(built.idle.run(), name="idle monitor"),
+                tasks.supervise(built.house.storage.run(), name="collect"),
                 tasks.supervise(_tidy(built), name="tidy"),
             ]
             try:

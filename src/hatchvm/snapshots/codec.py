@@ -24,7 +24,7 @@ class Encoder:
     def __init__(self) -> None:
         self._compressor = zstandard.ZstdCompressor(level=_LEVEL, write_checksum=False, write_content_size=True)
 
-    def encode(self, plain: bytes | bytearray) -> tuple[Codec, bytes]:
+    def encode(self, plain: bytes | memoryview) -> tuple[Codec, bytes]:
         """The stored form, never longer than `plain`."""
         packed = self._compressor.compress(plain)
         return (Codec.ZSTD, packed) if len(packed) < len(plain) else (Codec.RAW, bytes(plain))

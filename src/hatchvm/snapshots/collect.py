@@ -37,7 +37,7 @@ from hatchvm.base.units import format_duration
 from hatchvm.domain.stored import Amount, Collected
 from hatchvm.ports.objects import ObjectInfo, ObjectStore
 from hatchvm.snapshots.layout import PACKS, SNAPSHOTS, TRASH
-from hatchvm.snapshots.shelf import CLOCK, Entry, Shelf, is_pack, pack_keys
+from hatchvm.snapshots.shelf import CLOCK, Entry, Shelf, is_pack, manifests, pack_keys
 from hatchvm.snapshots.workers import run_all
 
 #: Removals at the same time.
@@ -79,7 +79,7 @@ async def collect(shelf: Shelf, clock: Clock, rule: Rule) -> tuple[Collected, se
     marks = await _mark(shelf, now, rule.grace)
     if clock.monotonic() - began_s > rule.usual.total_seconds() / 4:
         raise Unavailable("looking through the object store took too long, nothing was removed; it is tried again")
-    packs = [info async for info in shelf.store.list(PACKS) if is_pack(info.key)]
+    packs = [info for info in await shelf.under(PACKS) if is_pack(info.key)]
     doomed = [info for info in packs if _is_doomed(info, marks, now - rule.grace)]
     # The packs first: as long as one is left, what is left of the trash tells whose it was.
     await _remove(shelf.store, doomed)
@@ -107,17 +107,18 @@ def amount(infos: Iterable[ObjectInfo]) -> Amount:
 
 async def _mark(shelf: Shelf, now: datetime, grace: timedelta) -> _Marks:
     """In this order: see above."""
-    live = await shelf.manifests(SNAPSHOTS)
+    live = manifests(await shelf.under(SNAPSHOTS))
     needed = await shelf.read(live)
     for entry in needed:
         if entry.error is not None:
-            raise _blocked(entry, entry.error, "delete that snapshot, or its manifest if it is not a snapshot of yours")
-    trash = await shelf.manifests(TRASH)
+            raise _blocked(entry, entry.error, f"delete that snapshot (or {entry.info.key}, if no VM has it)")
+    trash = manifests(await shelf.under(TRASH))
     young = {keys: info for keys, info in trash.items() if info.modified_at >= now - grace}
     trashed = await shelf.read(young)
+    copied = {entry.keys for entry in needed}
     for entry in trashed:
         # With its manifest still there it is only a copy: a delete was cut off.
-        if entry.error is not None and entry.keys not in live:
+        if entry.error is not None and entry.keys not in copied:
             left_s = (entry.info.modified_at - (now - grace)).total_seconds()
             raise _blocked(entry, entry.error, f"it was deleted and is forgotten in {format_duration(round(left_s))}")
     expired = [info for keys, info in trash.items() if keys not in young and keys not in live]

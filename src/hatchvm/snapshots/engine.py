@@ -6,15 +6,16 @@ the VM's earlier snapshots, and other VMs of its image, have stored. So deleting
 to that.
 
 Why a pack that is about to be referred to is never collected: a write refers to packs of manifests that it saw when it
-began, and to packs stored by this VM a short while ago, and gives up after half the grace period. A deleted snapshot's
-manifest is moved to `trash/`, where it protects its packs for the whole grace period, and a young pack protects itself.
+began, and to packs stored by this VM less than half the grace period ago, and gives up after a quarter of it. A deleted
+snapshot's manifest is moved to `trash/`, where it protects its packs for the whole grace period, and a young pack
+protects itself.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -28,8 +29,11 @@ from hatchvm.base.errors import Conflict, Invalid, NotFound, Unavailable
 from hatchvm.base.files import sync_dir, sync_file
 from hatchvm.base.tasks import spawn
 from hatchvm.domain.snapshot import Stamp
+from hatchvm.domain.stored import Audit, Collected
 from hatchvm.ports.objects import ObjectStore
 from hatchvm.snapshots import layout
+from hatchvm.snapshots.audit import audit
+from hatchvm.snapshots.collect import Rule, collect
 from hatchvm.snapshots.known import Known
 from hatchvm.snapshots.layout import SnapshotKeys, domain_of, keys_of, pack_key, vm_prefix
 from hatchvm.snapshots.local import local_errors
@@ -37,6 +41,7 @@ from hatchvm.snapshots.manifest import Manifest, Pack, encode
 from hatchvm.snapshots.parse import decode
 from hatchvm.snapshots.reader import Reader
 from hatchvm.snapshots.seal import Ring
+from hatchvm.snapshots.shelf import Shelf
 from hatchvm.snapshots.tails import Tails
 from hatchvm.snapshots.workers import Stop, Workers, outlast
 from hatchvm.snapshots.writer import Content, Writer
@@ -74,7 +79,7 @@ class Facts:
 class SnapshotEngine:
     """Snapshots over an object store. At most two threads work at a time, however many calls are under way.
 
-    A call takes at most about 100 MiB of memory, plus about 60 bytes a block of the VM and of its bases. Every method
+    A call takes at most about 100 MiB of memory, plus about 80 bytes a block of the VM and of its bases. Every method
     raises Unavailable if the store or a file cannot be used, Exhausted if the store (or this host's disk) is full,
     Invalid for an id that is none, and Unsupported for what was encrypted with a key that is not in `ring`.
     """
@@ -93,8 +98,8 @@ class SnapshotEngine:
     async def write(self, keys: SnapshotKeys, files: Files, facts: Facts) -> Manifest:
         """Store the files, which must not change meanwhile, and commit them as a snapshot.
 
-        Cancelled, it stops within one block, has let go of the files when it ends, and never commits later; packs that
-        it stored are used by the VM's next write. A cancellation that arrives while the commit itself is under way
+        Cancelled, it stops within a few megabytes, has let go of the files when it ends, and never commits later; packs
+        that it stored are used by the VM's next write. A cancellation that arrives while the commit itself is under way
         waits for its outcome: if it succeeded the manifest is returned as if nothing had happened, else CancelledError
         is raised.
 
@@ -181,6 +186,30 @@ class SnapshotEngine:
             if keys is not None:
                 await self.delete(keys)
         self._tails.finished(vm_id)
+
+    @property
+    def grace(self) -> timedelta:
+        """How long what nothing refers to is kept, usually."""
+        return self._grace
+
+    async def collect(self, grace: timedelta, *, allow: Callable[[], None]) -> Collected:
+        """Remove what nobody needs: see `collect`. `allow`: see `collect.Rule`."""
+
+        def allowed() -> None:
+            allow()
+            self._tails.forget_uploads()
+
+        rule = Rule(grace=grace, usual=self._grace, allow=allowed)
+        done, left = await collect(self._shelf(), self._clock, rule)
+        await asyncio.to_thread(self._tails.keep_only, {key.rpartition("/")[2] for key in left})
+        return done
+
+    async def audit(self, rows: Collection[str]) -> Audit:
+        """What is stored, and what is wrong with it. `rows`: ids of the snapshots that are said to be stored."""
+        return await audit(self._shelf(), rows, self._clock.now() - self._grace)
+
+    def _shelf(self) -> Shelf:
+        return Shelf(self._store, self._workers, self._ring)
 
     def _reader(self, manifest: Manifest) -> Reader:
         return Reader(self._store, self._workers, manifest, self._ring)

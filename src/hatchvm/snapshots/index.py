@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from hatchvm.snapshots.layout import FRAME_BYTES
 from hatchvm.snapshots.manifest import FRAME, Frames, Pack
-from hatchvm.snapshots.pack import DIGEST_BYTES, Digests, Tail
+from hatchvm.snapshots.pack import Digests, Tail, digests_of
 
 #: "Nowhere", among numbers of slots.
 NONE: Final = -1
@@ -28,7 +28,7 @@ class Index:
         self.packs = [pack for pack, _ in usable]
         self.frames: Frames = np.concatenate([np.zeros(0, FRAME), *(tail.frames for _, tail in usable)])
         self.frames["pack"] = np.repeat(np.arange(len(usable)), [len(tail.frames) for _, tail in usable])
-        self._digests: Digests = np.concatenate([no_digests(), *(tail.digests for _, tail in usable)])
+        self._digests: Digests = np.concatenate([digests_of(b""), *(tail.digests for _, tail in usable)])
         self._frame_slots = FRAME_BYTES // block_bytes
         self._slots = slots_of(self.frames, self._frame_slots)
         self._order = np.argsort(self._digests[:, 0], kind="stable").astype(np.uint32)
@@ -42,7 +42,9 @@ class Index:
         at = np.searchsorted(self._keys, digests[:, 0])
         at[at == len(self._keys)] = 0
         candidates = self._order[at]
-        same = (self._digests[candidates] == digests).all(axis=1)
+        same = np.ones(len(digests), bool)
+        for column in range(digests.shape[1]):  # one by one: it takes less memory
+            same &= self._digests[candidates, column] == digests[:, column]
         found[same] = self._slots[candidates[same]]
         return found
 
@@ -55,10 +57,6 @@ class Index:
         slots = np.full(len(found), NONE, np.int64)
         slots[known] = frame_of * self._frame_slots + found[known] % self._frame_slots
         return [self.packs[number] for number in packs.tolist()], table, slots
-
-
-def no_digests() -> Digests:
-    return np.zeros((0, DIGEST_BYTES // 8), np.uint64)
 
 
 def slots_of(frames: Frames, frame_slots: int) -> Places:
@@ -74,8 +72,10 @@ def distinct(digests: Digests) -> tuple[Places, Places]:
     if not len(digests):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
     order = np.lexsort(digests.T)  # stable: of equal ones the first comes first
-    rows = digests[order]
-    fresh = np.concatenate([[True], (rows[1:] != rows[:-1]).any(axis=1)])
+    fresh = np.zeros(len(digests), bool)
+    fresh[0] = True
+    for column in digests.T:
+        fresh[1:] |= column[order[1:]] != column[order[:-1]]
     firsts = order[fresh]
     rank = np.empty(len(firsts), np.int64)
     rank[np.argsort(firsts)] = np.arange(len(firsts))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterable, Sequence
 from typing import Final
 
 from hatchvm.base.errors import Corrupt, NotFound, Unsupported
 from hatchvm.ports.objects import ObjectStore
-from hatchvm.snapshots.layout import MAX_MANIFEST_BYTES, MIN_BLOCK_BYTES, SnapshotKeys, pack_key
+from hatchvm.snapshots.layout import MAX_MANIFEST_BYTES, SnapshotKeys, pack_key
 from hatchvm.snapshots.manifest import Manifest, Pack
-from hatchvm.snapshots.pack import Tail, parse_tail, tail_bytes
+from hatchvm.snapshots.pack import Tail, parse_end, tail_start
 from hatchvm.snapshots.parse import decode
 from hatchvm.snapshots.seal import Ring
 from hatchvm.snapshots.tails import Tails
-from hatchvm.snapshots.workers import Workers
+from hatchvm.snapshots.workers import Workers, run_all
 
 #: Blocks beyond this many are not looked for: 40 MiB of index. The VM's own come first.
 _MAX_BLOCKS: Final = 1024 * 1024
@@ -30,7 +29,6 @@ class Known:
         self._tails = tails
         self._ring = ring
         self._domain = domain
-        self._gate = asyncio.Semaphore(_WIDTH)
 
     async def of(self, bases: Iterable[SnapshotKeys], recent: Sequence[Pack]) -> list[tuple[Pack, Tail]]:
         """The packs that these snapshots refer to, and `recent` ones, with their tails; each is in the store now.
@@ -49,8 +47,13 @@ class Known:
 
     async def _add(self, packs: Sequence[Pack], found: dict[str, tuple[Pack, Tail]]) -> int:
         wanted = [pack for pack in packs if pack.id not in found and pack.key_id == self._ring.current]
-        tails = await asyncio.gather(*(self._tail(pack) for pack in wanted))
-        here = {pack.id: (pack, tail) for pack, tail in zip(wanted, tails, strict=True) if tail is not None}
+        tails: dict[str, Tail | None] = {}
+
+        async def look(pack: Pack) -> None:
+            tails[pack.id] = await self._tail(pack)
+
+        await run_all((look(pack) for pack in wanted), width=_WIDTH, name="look for packs")
+        here = {pack.id: (pack, tail) for pack in wanted if (tail := tails[pack.id]) is not None}
         found.update(here)
         return sum(len(tail.digests) for _, tail in here.values())
 
@@ -62,15 +65,13 @@ class Known:
             return None
 
     async def _tail(self, pack: Pack) -> Tail | None:
-        async with self._gate:
-            key = pack_key(self._domain, pack.id)
-            try:
-                kept = self._tails.get(pack, self._ring)
-                if kept is not None:
-                    return kept if (await self._store.info(key)).size == pack.size else None
-                start = max(0, pack.size - tail_bytes(MIN_BLOCK_BYTES))
-                tail, stored = parse_tail(await self._store.get(key, start=start), pack, self._ring)
-            except (NotFound, Corrupt, Unsupported):
-                return None
-            self._tails.put(pack, stored)
-            return tail
+        key = pack_key(self._domain, pack.id)
+        try:
+            kept = self._tails.get(pack, self._ring)
+            if kept is not None:
+                return kept if (await self._store.info(key)).size == pack.size else None
+            tail, stored = parse_end(await self._store.get(key, start=tail_start(pack)), pack, self._ring)
+        except (NotFound, Corrupt, Unsupported):
+            return None
+        self._tails.put(pack, stored)
+        return tail

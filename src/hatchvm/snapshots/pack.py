@@ -7,25 +7,26 @@ for whoever stores the next snapshot and wants to know what is there already. Ta
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
-from hatchvm.base.errors import Corrupt
+from hatchvm.base.errors import Corrupt, Unsupported
 from hatchvm.snapshots.codec import Encoder, digest
-from hatchvm.snapshots.layout import FORMAT, FRAME_BYTES, PACK_FRAMES
+from hatchvm.snapshots.layout import FORMAT, FRAME_BYTES, MIN_BLOCK_BYTES, PACK_FRAMES
 from hatchvm.snapshots.manifest import FRAME, Frames, Pack
+from hatchvm.snapshots.parse import check_block_bytes, check_frames
 from hatchvm.snapshots.seal import TAG_BYTES, Ring
 
 #: Of a block, to recognise it: 192 bits of BLAKE3, as three numbers. Nobody finds two blocks with the same one.
 DIGEST_BYTES: Final = 24
 Digests = npt.NDArray[np.uint64]  # shape (blocks, 3)
 
-#: magic, format, key id, block bytes, frames, stored length of the list, digest of the list and the rest of this
+#: magic, format, key id, block bytes, frames, stored length of the list, digest (see `_check`)
 _FOOT: Final = struct.Struct("<8sH8sIII32s")
 _MAGIC: Final = b"HATCHPAK"
 #: Under a pack's key the frames are numbered by their offsets, the list by what no offset can be.
@@ -45,19 +46,19 @@ def block_digest(block: bytes | memoryview) -> bytes:
     return blake3(block).digest(DIGEST_BYTES)
 
 
-def digests_of(raw: bytes) -> Digests:
+def digests_of(raw: bytes | bytearray) -> Digests:
     """Digests end to end, as an array."""
     return np.frombuffer(raw, "<u8").reshape(-1, DIGEST_BYTES // 8).astype(np.uint64, copy=False)
 
 
-def tail_bytes(block_bytes: int) -> int:
-    """The most bytes the tail of a pack has."""
-    blocks = PACK_FRAMES * (FRAME_BYTES // block_bytes)
-    return PACK_FRAMES * FRAME.itemsize + blocks * DIGEST_BYTES + TAG_BYTES + _FOOT.size
+def tail_start(pack: Pack) -> int:
+    """Where to begin reading a pack so as to have its tail, whatever its block size."""
+    blocks = PACK_FRAMES * (FRAME_BYTES // MIN_BLOCK_BYTES)
+    return max(0, pack.size - PACK_FRAMES * FRAME.itemsize - blocks * DIGEST_BYTES - TAG_BYTES - _FOOT.size)
 
 
 def build(
-    pack_id: str, frames: Iterable[tuple[bytes | bytearray, bytes]], block_bytes: int, ring: Ring
+    pack_id: str, frames: Iterable[tuple[bytes | memoryview, bytes]], block_bytes: int, ring: Ring
 ) -> tuple[Pack, Tail, bytes, bytes]:
     """A pack of frames, each given as (plain bytes, digests of its blocks end to end): itself, its tail, the object,
     the tail's stored form. `pack_id` must never have been used before.
@@ -88,14 +89,21 @@ def _seal_tail(frames: Frames, digests: bytes, block_bytes: int, pack_id: str, r
     if sealer is not None:
         listing = sealer.seal(_LIST, listing)
     facts = (_MAGIC, FORMAT, ring.current, block_bytes, len(frames), len(listing))
-    check = digest(listing + _FOOT.pack(*facts, bytes(32)))
+    check = _check(listing, facts, pack_id)
     return listing + _FOOT.pack(*facts, check)
+
+
+def parse_end(data: bytes, pack: Pack, ring: Ring) -> tuple[Tail, bytes]:
+    """As `parse_tail`, from all that a pack has from `tail_start` on: it must be as long as it was."""
+    if len(data) != pack.size - tail_start(pack):
+        raise Corrupt(f"pack {pack.id} is damaged", detail="it has another length")
+    return parse_tail(data, pack, ring)
 
 
 def parse_tail(data: bytes, pack: Pack, ring: Ring) -> tuple[Tail, bytes]:
     """From the last bytes of a pack: its tail, and the tail's stored form.
 
-    Raises Corrupt, or Unsupported for a key that is not in the ring.
+    Raises Corrupt; Unsupported for a newer format, or a key that is not in the ring.
     """
     try:
         return _parse_tail(data, pack, ring)
@@ -104,18 +112,30 @@ def parse_tail(data: bytes, pack: Pack, ring: Ring) -> tuple[Tail, bytes]:
 
 
 def _parse_tail(data: bytes, pack: Pack, ring: Ring) -> tuple[Tail, bytes]:
-    facts = _FOOT.unpack(data[-_FOOT.size :])
-    magic, version, key_id, block_bytes, frames, length, check = facts
+    *facts, check = _FOOT.unpack(data[-_FOOT.size :])
+    magic, version, key_id, block_bytes, frames, length = facts
     stored = data[-_FOOT.size - length :]
     listing = stored[: -_FOOT.size]
-    sound = (magic, version, key_id, len(listing)) == (_MAGIC, FORMAT, pack.key_id, length)
-    if not sound or digest(listing + _FOOT.pack(*facts[:-1], bytes(32))) != check:
+    if (magic, key_id) != (_MAGIC, pack.key_id) or _check(listing, facts, pack.id) != check:
         raise ValueError("its tail is not what was stored")
+    if version != FORMAT:
+        raise Unsupported(f"pack {pack.id} has format {version}, this hatchvm reads format {FORMAT}")
     sealer = ring.sealer(key_id, pack.id.encode())
     if sealer is not None:
         listing = sealer.open(_LIST, listing)
+    if not 0 < frames <= PACK_FRAMES:
+        raise ValueError("it has an impossible number of frames")
     table = np.frombuffer(listing, FRAME, count=frames)
+    check_frames(table, (pack,), check_block_bytes(block_bytes))
+    ends = np.cumsum(table["length"], dtype=np.int64)
+    if (table["offset"] != ends - table["length"]).any() or ends[-1] + len(stored) != pack.size:
+        raise ValueError("its frames do not fill it")
     digests = digests_of(listing[frames * FRAME.itemsize :])
     if len(digests) != int(table["blocks"].sum()):
         raise ValueError("its tail lists other blocks than its frames have")
     return Tail(block_bytes, table, digests), stored
+
+
+def _check(listing: bytes, facts: Sequence[Any], pack_id: str) -> bytes:
+    """The digest in a tail. The id is in it, so that no pack passes for another."""
+    return digest(listing + _FOOT.pack(*facts, bytes(32)) + pack_id.encode())

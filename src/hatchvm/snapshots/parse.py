@@ -92,12 +92,12 @@ def _manifest(reader: _Reader, keys: SnapshotKeys, encoded_bytes: int) -> Manife
     facts = _object(json.loads(reader.take(struct.unpack("<I", reader.take(4))[0])), _FACTS)
     if facts["snapshot_id"] != keys.snapshot_id or facts["vm_id"] != keys.vm_id:
         raise ValueError("it belongs to another snapshot")
-    block_bytes = _int(facts["block_bytes"], layout.MIN_BLOCK_BYTES, layout.MAX_BLOCK_BYTES)
-    if block_bytes & (block_bytes - 1):
-        raise ValueError("the block size is impossible")
+    block_bytes = check_block_bytes(facts["block_bytes"])
     packs = tuple(_pack(entry) for entry in _array(facts["packs"], layout.MAX_PACKS))
+    if len({pack.id for pack in packs}) != len(packs):
+        raise ValueError("a pack is listed twice")
     frames = _frames(reader, _int(facts["frames"], 0, layout.MAX_BLOCKS))
-    _check_frames(frames, packs, block_bytes)
+    check_frames(frames, packs, block_bytes)
     streams = _streams(reader, facts["streams"], frames, block_bytes)
     order = reader.numbers(_int(facts["order"], 0, len(streams[0].slots)))
     if len(order) and order.max() >= len(streams[0].slots):
@@ -130,14 +130,23 @@ def _pack(value: object) -> Pack:
 
 
 def _frames(reader: _Reader, count: int) -> Frames:
-    frames = np.zeros(count, FRAME)
-    for name in FRAME.names or ():
-        column = FRAME[name]
-        frames[name] = np.frombuffer(reader.take(count * column.itemsize), column.base).reshape(count, *column.shape)
+    columns = [reader.take(count * FRAME[name].itemsize) for name in FRAME.names or ()]
+    frames = np.zeros(count, FRAME)  # only now: so much was there
+    for name, column in zip(FRAME.names or (), columns, strict=True):
+        frames[name] = np.frombuffer(column, FRAME[name].base).reshape(count, *FRAME[name].shape)
     return frames
 
 
-def _check_frames(frames: Frames, packs: tuple[Pack, ...], block_bytes: int) -> None:
+def check_block_bytes(value: object) -> int:
+    """Raises ValueError unless blocks may have this size."""
+    block_bytes = _int(value, layout.MIN_BLOCK_BYTES, layout.MAX_BLOCK_BYTES)
+    if block_bytes & (block_bytes - 1):
+        raise ValueError("the block size is impossible")
+    return block_bytes
+
+
+def check_frames(frames: Frames, packs: tuple[Pack, ...], block_bytes: int) -> None:
+    """Raises ValueError unless each lies within its pack and has a size that its codec can have."""
     if len(frames) and frames["pack"].max() >= len(packs):
         raise ValueError("a frame lies in no pack")
     sizes = np.array([pack.size for pack in packs], np.int64)[frames["pack"]]
@@ -156,7 +165,7 @@ def _check_frames(frames: Frames, packs: tuple[Pack, ...], block_bytes: int) -> 
 
 def _streams(reader: _Reader, value: object, frames: Frames, block_bytes: int) -> tuple[Stream, ...]:
     entries = [_array(entry, 2) for entry in _array(value, len(_STREAMS[-1]))]
-    if [entry[0] for entry in entries] not in _STREAMS or any(len(entry) != 2 for entry in entries):
+    if any(len(entry) != 2 for entry in entries) or [entry[0] for entry in entries] not in _STREAMS:
         raise ValueError("the streams are not those of a VM")
     sizes = [_int(entry[1], 0, layout.MAX_STREAM_BYTES) for entry in entries]
     counts = [-(-size // block_bytes) for size in sizes]

@@ -12,7 +12,8 @@ from hatchvm.ports.objects import ObjectStore
 from hatchvm.snapshots.frames import Opener, Placement, Range, frames_of, ranges
 from hatchvm.snapshots.layout import pack_key
 from hatchvm.snapshots.local import created, local_errors, write_at
-from hatchvm.snapshots.manifest import Manifest, Stream
+from hatchvm.snapshots.manifest import Manifest, Pack, Stream
+from hatchvm.snapshots.pack import parse_end, tail_start
 from hatchvm.snapshots.seal import Ring
 from hatchvm.snapshots.workers import Stop, Workers, run_all
 
@@ -45,6 +46,7 @@ class Reader:
         self._store = store
         self._workers = workers
         self._manifest = manifest
+        self._ring = ring
         self._opener = Opener(manifest, ring)
 
     async def fetch(self, paths: dict[str, Path]) -> None:
@@ -58,19 +60,31 @@ class Reader:
             await self._read(streams, targets)
 
     async def verify(self) -> None:
-        """Read all of it and keep nothing."""
+        """Read all of it and keep nothing, and the tails of its packs, which a fetch does without."""
         await self._read(self._manifest.streams, [])
+        await run_all((self._check_tail(pack) for pack in self._manifest.packs), width=_WIDTH, name="check packs")
 
     async def _read(self, streams: Collection[Stream], targets: Collection[_Target]) -> None:
         wanted = ranges(self._manifest, frames_of(self._manifest, streams))
         await run_all((self._read_range(one, targets) for one in wanted), width=_WIDTH, name="read packs")
 
-    async def _read_range(self, one: Range, targets: Collection[_Target]) -> None:
-        key = pack_key(self._manifest.domain, self._manifest.packs[one.pack].id)
+    async def _check_tail(self, pack: Pack) -> None:
+        data = await self._get(pack, tail_start(pack))
         try:
-            data = await self._store.get(key, start=one.start, length=one.length)
+            await self._workers.run(lambda _: parse_end(data, pack, self._ring))
+        except Corrupt as error:
+            key = pack_key(self._manifest.domain, pack.id)
+            raise Corrupt(f"the snapshot is damaged: the tail of {key}", detail=error.detail) from error
+
+    async def _get(self, pack: Pack, start: int, length: int | None = None) -> bytes:
+        key = pack_key(self._manifest.domain, pack.id)
+        try:
+            return await self._store.get(key, start=start, length=length)
         except NotFound as error:
             raise Corrupt(f"the snapshot is damaged: {key} is missing") from error
+
+    async def _read_range(self, one: Range, targets: Collection[_Target]) -> None:
+        data = await self._get(self._manifest.packs[one.pack], one.start, one.length)
         await self._workers.run(lambda stop: self._unpack(one, data, targets, stop))
 
     def _unpack(self, one: Range, data: bytes, targets: Collection[_Target], stop: Stop) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,7 +29,7 @@ class Sums:
         self._words = block_bytes // 4
         self._factors = np.frombuffer(secrets.token_bytes(8 * self._words), np.uint64)
 
-    def of(self, blocks: memoryview | bytearray) -> npt.NDArray[np.uint64]:
+    def of(self, blocks: memoryview) -> npt.NDArray[np.uint64]:
         """A sum a block."""
         words = np.frombuffer(blocks, np.uint32).reshape(-1, self._words)
         sums: npt.NDArray[np.uint64] = np.einsum("bw,w->b", words, self._factors)
@@ -37,33 +38,48 @@ class Sums:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scan:
-    """The blocks of a file that are not all zeros, ascending, their digests and sums."""
+    """The blocks of some files that are not all zeros, file after file, ascending, with their digests and sums.
+
+    `ends`: for every file, how many blocks there are up to its last one.
+    """
 
     blocks: npt.NDArray[np.uint32]
     digests: Digests
     sums: npt.NDArray[np.uint64]
+    ends: npt.NDArray[np.int64]
 
 
-def scan(source: Source, block_bytes: int, sums: Sums, stop: Stop) -> Scan:
-    """Read all data of the file. Stops early, with a part of it, when told to."""
+def scan(sources: Sequence[Source], block_bytes: int, sums: Sums, stop: Stop) -> Scan:
+    """Read all data of the files. Stops early, with a part of it, when told to."""
     window = memoryview(bytearray(max(_WINDOW_BYTES, block_bytes)))
     words = np.frombuffer(window, np.uint64).reshape(-1, block_bytes // 8)
-    blocks = [np.zeros(0, np.uint32)]
-    digests: list[bytes] = []
-    summed = [np.zeros(0, np.uint64)]
-    done = 0  # blocks before this one have been looked at
-    for begin, end in source.data():
-        first, last = max(begin // block_bytes, done), -(-end // block_bytes)
-        for at in range(first, last, len(words)):
+    blocks, digests, summed = bytearray(), bytearray(), bytearray()  # arrays that grow in place
+    ends = []
+    for source in sources:
+        for at, count in _windows(source, block_bytes, len(words)):
             if stop.is_set():
                 break
-            count = min(last - at, len(words))
             piece = window[: count * block_bytes]
             source.read_into(piece, at * block_bytes)
             found = np.flatnonzero(words[:count].any(axis=1))
-            blocks.append((found + at).astype(np.uint32))
+            blocks += (found + at).astype(np.uint32).tobytes()
             starts = (found * block_bytes).tolist()
-            digests.append(b"".join([block_digest(piece[start : start + block_bytes]) for start in starts]))
-            summed.append(sums.of(piece)[found])
-        done = max(done, last)
-    return Scan(np.concatenate(blocks), digests_of(b"".join(digests)), np.concatenate(summed))
+            digests += b"".join([block_digest(piece[start : start + block_bytes]) for start in starts])
+            summed += sums.of(piece)[found].tobytes()
+        ends.append(len(blocks) // 4)
+    return Scan(
+        np.frombuffer(blocks, np.uint32),
+        digests_of(digests),
+        np.frombuffer(summed, np.uint64),
+        np.array(ends, np.int64),
+    )
+
+
+def _windows(source: Source, block_bytes: int, most: int) -> Iterator[tuple[int, int]]:
+    """(first block, blocks) of stretches that hold all data of the file, each block once."""
+    done = 0
+    for begin, end in source.data():
+        last = -(-end // block_bytes)
+        for at in range(max(begin // block_bytes, done), last, most):
+            yield at, min(last - at, most)
+        done = last

@@ -7,6 +7,7 @@ which is never used twice, so the number of a piece is nonce enough.
 
 from __future__ import annotations
 
+import re
 import stat
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +27,7 @@ OPEN: Final = bytes(ID_BYTES)
 #: What sealing adds to a piece.
 TAG_BYTES: Final = 16
 _KEY_DIGITS: Final = 64
+_KEY: Final = re.compile(f"[0-9a-fA-F]{{{_KEY_DIGITS}}}")
 
 
 class Sealer:
@@ -86,11 +88,8 @@ def key_id(key: bytes) -> bytes:
 
 
 def _key(path: Path, number: int, line: str) -> bytes:
-    try:
-        if len(line) == _KEY_DIGITS:
-            return bytes.fromhex(line)
-    except ValueError:
-        pass
+    if _KEY.fullmatch(line):
+        return bytes.fromhex(line)
     raise Invalid(f"{path}: line {number} is not a key of {_KEY_DIGITS} hex digits; make one: openssl rand -hex 32")
 
 

@@ -45,10 +45,8 @@ class Shelf:
         self.ring = ring
         self._workers = workers
 
-    async def manifests(self, prefix: str) -> dict[SnapshotKeys, ObjectInfo]:
-        """Those under SNAPSHOTS or TRASH."""
-        listed = [(keys_of(info.key), info) async for info in self.store.list(prefix)]
-        return {keys: info for keys, info in listed if keys is not None}
+    async def under(self, prefix: str) -> list[ObjectInfo]:
+        return [info async for info in self.store.list(prefix) if info.key != CLOCK]
 
     async def read(self, wanted: Mapping[SnapshotKeys, ObjectInfo]) -> list[Entry]:
         """Those that are still there, in no order. Raises Unavailable if the store cannot be read."""
@@ -70,6 +68,11 @@ class Shelf:
         except (Corrupt, Unsupported) as error:
             return Entry(keys=keys, info=info, key_id=_key_id(data), packs={}, error=error)
         return Entry(keys=keys, info=info, key_id=_key_id(data), packs=_packs(manifest))
+
+
+def manifests(infos: Iterable[ObjectInfo]) -> dict[SnapshotKeys, ObjectInfo]:
+    """Those that are manifests, trashed or not."""
+    return {keys: info for info in infos if (keys := keys_of(info.key)) is not None}
 
 
 def is_pack(key: str) -> bool:

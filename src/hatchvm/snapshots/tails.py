@@ -9,6 +9,7 @@ cut off begins anew. Two kinds of files:
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Collection
 from pathlib import Path
@@ -22,6 +23,7 @@ from hatchvm.snapshots.pack import Tail, parse_tail
 from hatchvm.snapshots.seal import Ring
 
 _TAIL: Final = ".tail"
+_UNFINISHED: Final = ".unfinished"
 
 
 class Tails:
@@ -65,7 +67,8 @@ class Tails:
         return packs
 
     def finished(self, vm_id: str) -> None:
-        with local_errors(self._root):
+        """Forget the packs of uploads of this VM. Never fails: remembered for too long, they are looked at in vain."""
+        with contextlib.suppress(OSError):
             self._unfinished(vm_id).unlink(missing_ok=True)
 
     def keep_only(self, pack_ids: Collection[str]) -> None:
@@ -75,5 +78,11 @@ class Tails:
                 if path.name.removesuffix(_TAIL) not in pack_ids:
                     path.unlink(missing_ok=True)
 
+    def forget_uploads(self) -> None:
+        """Every VM's upload begins anew."""
+        with local_errors(self._root):
+            for path in self._root.glob(f"*{_UNFINISHED}"):
+                path.unlink(missing_ok=True)
+
     def _unfinished(self, vm_id: str) -> Path:
-        return self._root / f"{vm_id}.unfinished"
+        return self._root / f"{vm_id}{_UNFINISHED}"

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 
 from hatchvm.base.errors import Conflict
 from hatchvm.ports.objects import ObjectStore
-from hatchvm.snapshots.index import NONE, Index, Places, distinct, no_digests
+from hatchvm.snapshots.index import NONE, Index, Places, distinct
 from hatchvm.snapshots.layout import FRAME_BYTES, PACK_FRAMES, block_bytes_for, pack_key
 from hatchvm.snapshots.local import Source, opened
 from hatchvm.snapshots.manifest import FRAME, Frames, Pack, Stream
@@ -89,57 +90,56 @@ def _plan(sources: Sequence[Source], known: Sequence[tuple[Pack, Tail]], stop: S
     """What to store. In one piece, so that what is only needed to find out is freed."""
     block_bytes = block_bytes_for([source.size for source in sources])
     sums = Sums(block_bytes)
-    scans = [scan(source, block_bytes, sums, stop) for source in sources]
-    return _Plan(sources, scans, Index(known, block_bytes), sums, block_bytes)
+    seen = scan(sources, block_bytes, sums, stop)
+    return _Plan(sources, seen, Index(known, block_bytes), sums, block_bytes)
 
 
 class _Plan:
     """Which blocks are new, and where every block will lie."""
 
-    def __init__(
-        self, sources: Sequence[Source], scans: Sequence[Scan], index: Index, sums: Sums, block_bytes: int
-    ) -> None:
+    def __init__(self, sources: Sequence[Source], seen: Scan, index: Index, sums: Sums, block_bytes: int) -> None:
         self.block_bytes = block_bytes
         self._frame_slots = FRAME_BYTES // block_bytes
         self._sources = sources
         self._sums = sums
-        digests = np.concatenate([no_digests(), *(scan.digests for scan in scans)])
-        found = index.find(digests)
+        found = index.find(seen.digests)
         unknown = np.flatnonzero(found == NONE)
-        firsts, which = distinct(digests[unknown])
+        firsts, which = distinct(seen.digests[unknown])
         self._packs, self._frames, slots = index.used(found)
         slots[unknown] = len(self._frames) * self._frame_slots + which
-        bounds = np.cumsum([len(scan.blocks) for scan in scans])
         self._streams = [
-            _stream(source, scan, part, block_bytes)
-            for source, scan, part in zip(sources, scans, np.split(slots, bounds[:-1]), strict=True)
+            _stream(source, blocks, part, block_bytes)
+            for source, blocks, part in zip(
+                sources, np.split(seen.blocks, seen.ends[:-1]), np.split(slots, seen.ends[:-1]), strict=True
+            )
         ]
         new = unknown[firsts]
-        self._new_source = np.searchsorted(bounds, new, side="right").astype(np.uint8)
-        self._new_block = np.concatenate([scan.blocks for scan in scans])[new]
-        self._new_digest = digests[new]
-        self._new_sum = np.concatenate([scan.sums for scan in scans])[new]
+        self._new_source = np.searchsorted(seen.ends, new, side="right").astype(np.uint8)
+        self._new_block, self._new_digest, self._new_sum = seen.blocks[new], seen.digests[new], seen.sums[new]
 
     @property
     def new_packs(self) -> int:
         return -(-len(self._new_block) // (PACK_FRAMES * self._frame_slots))
 
-    def frames_of(self, pack: int, stop: Stop) -> Iterator[tuple[bytearray, bytes]]:
-        """The frames of one new pack: their plain bytes and the digests of their blocks. Raises Conflict."""
+    def frames_of(self, pack: int, stop: Stop) -> Iterator[tuple[memoryview, bytes]]:
+        """The frames of one new pack: their plain bytes, until the next is asked for, and the digests of their blocks.
+
+        Raises Conflict.
+        """
+        room = memoryview(bytearray(FRAME_BYTES))
         begin = pack * PACK_FRAMES * self._frame_slots
         end = min(begin + PACK_FRAMES * self._frame_slots, len(self._new_block))
         for first in range(begin, end, self._frame_slots):
             if stop.is_set():
                 return
-            yield self._frame(slice(first, min(first + self._frame_slots, end)))
+            yield self._frame(slice(first, min(first + self._frame_slots, end)), room)
 
-    def _frame(self, new: slice) -> tuple[bytearray, bytes]:
+    def _frame(self, new: slice, room: memoryview) -> tuple[memoryview, bytes]:
         blocks, sources = self._new_block[new].astype(np.int64), self._new_source[new]
-        plain = bytearray(len(blocks) * self.block_bytes)
-        view = memoryview(plain)
+        plain = room[: len(blocks) * self.block_bytes]
         breaks = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(sources) != 0)) + 1
         for begin, end in pairwise([0, *breaks.tolist(), len(blocks)]):
-            piece = view[begin * self.block_bytes : end * self.block_bytes]
+            piece = plain[begin * self.block_bytes : end * self.block_bytes]
             self._sources[sources[begin]].read_into(piece, int(blocks[begin]) * self.block_bytes)
         if (self._sums.of(plain) != self._new_sum[new]).any():
             raise Conflict("a file of the snapshot changed while it was being stored")
@@ -158,7 +158,7 @@ class _Plan:
         )
 
 
-def _stream(source: Source, scan: Scan, slots: Places, block_bytes: int) -> Stream:
+def _stream(source: Source, blocks: npt.NDArray[np.uint32], slots: Places, block_bytes: int) -> Stream:
     table = np.zeros(-(-source.size // block_bytes), np.uint32)
-    table[scan.blocks] = slots + 1
+    table[blocks] = slots + 1
     return Stream(source.name, source.size, table)

@@ -22,6 +22,10 @@ PAUSE_SECONDS: Final = Histogram(
 )
 UPLOADS: Final = Counter("hatch_snapshot_uploads", "Snapshot uploads, by outcome", ["outcome"], registry=REGISTRY)
 STORED_BYTES: Final = Counter("hatch_snapshot_stored_bytes", "Bytes written to the object store", registry=REGISTRY)
+COLLECTED_OBJECTS: Final = Counter(
+    "hatch_collected_objects", "Objects removed from the object store because nothing needs them", registry=REGISTRY
+)
+COLLECTED_BYTES: Final = Counter("hatch_collected_bytes", "Bytes of those objects", registry=REGISTRY)
 UPLOADS_PENDING: Final = Gauge(
     "hatch_uploads_pending", "Snapshots that are on this host only, so far", registry=REGISTRY
 )

@@ -3,9 +3,9 @@
     python -m hatchvm.testing.crash <folder> <first n> <stride>
 
 The story: a VM is created, put to sleep and woken a few times, brought back to its first snapshot, booted from its own
-disk and from an older one, stopped, started, put to sleep and deleted. For n = first, first + stride, … a child plays it in a folder of its own and is gone, without
-a word, before its n-th step; a second child starts a daemon over what is left and looks. Each n that went wrong is a
-line of the output; the last line tells how many steps there were.
+disk and from an older one, stopped, started, put to sleep and deleted. For n = first, first + stride, … a child plays
+it in a folder of its own and is gone, without a word, before its n-th step; a second child starts a daemon over what
+is left and looks. Each n that went wrong is a line of the output; the last line tells how many steps there were.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from types import MappingProxyType
 from typing import Any, Final, Protocol, TypeVar
 
 from hatchvm.base import ids
-from hatchvm.base.errors import Conflict, NotFound
+from hatchvm.base.errors import Conflict, Corrupt, NotFound
+from hatchvm.base.units import MIB
 from hatchvm.domain import key as keys
 from hatchvm.domain import lifecycle
 from hatchvm.domain.image import TINY, Boot, Image, Template
@@ -21,6 +22,7 @@ from hatchvm.domain.key import ApiKey
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.route import Route, random_subdomain
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
+from hatchvm.domain.stored import Amount, Audit, Collected, Problem, Sealed
 from hatchvm.domain.vm import VM, NewVM, VMSpec
 from hatchvm.ports.house import Event, Overview, PendingUpload
 
@@ -74,10 +76,12 @@ class FakeHouse:
         self.key_rows: _Table[ApiKey] = _Table("key")
         self.user_data: dict[str, str | None] = {}
         self.disk_restores: list[str] = []
+        self.damaged: set[str] = set()
         self.uploads: list[PendingUpload] = []
         self.vms = FakeVMs(self)
         self.routes = FakeRoutes(self)
         self.snapshots = FakeSnapshots(self)
+        self.storage = FakeStorage(self)
         self.images = FakeImages(self)
         self.templates = FakeTemplates(self)
         self.keys = FakeKeys(self)
@@ -279,6 +283,41 @@ class FakeSnapshots:
 
     async def delete(self, snapshot_id: str) -> None:
         del self._house.snapshot_rows[(await self.get(snapshot_id)).id]
+
+    async def verify(self, snapshot_id: str) -> int:
+        snapshot = await self.get(snapshot_id)
+        if snapshot.id in self._house.damaged:
+            raise Corrupt(f"the snapshot is damaged: packs/0/{snapshot.id} is missing")
+        return snapshot.stored_bytes
+
+
+class FakeStorage:
+    """Remembers the grace periods that were asked for."""
+
+    def __init__(self, house: FakeHouse) -> None:
+        self._house = house
+        self.graces: list[float | None] = []
+        self.problems: list[Problem] = []
+
+    async def collect(self, grace_s: float | None) -> Collected:
+        self._house.now()
+        self.graces.append(grace_s)
+        return Collected(deleted=Amount(2, 3 * MIB), kept=Amount(5, 9 * MIB), waiting=Amount(1, MIB))
+
+    async def audit(self) -> Audit:
+        self._house.now()
+        return Audit(
+            manifests=Amount(1, 1000),
+            packs=Amount(3, 3 * MIB),
+            shared=Amount(1, MIB),
+            trash=Amount(),
+            orphaned=Amount(2, 2 * MIB),
+            due=Amount(1, MIB),
+            unknown=Amount(),
+            stored_bytes=3 * MIB + 1000,
+            keys=[Sealed(key_id=None, bytes=3 * MIB, current=True, held=True)],
+            problems=self.problems,
+        )
 
 
 class FakeImages:

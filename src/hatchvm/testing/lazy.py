@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
@@ -19,17 +19,17 @@ import numpy as np
 from hatchvm.base.clock import SystemClock
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.sockets import short_name
-from hatchvm.domain.snapshot import Stamp
 from hatchvm.objects.directory import DirectoryStore
 from hatchvm.pager import ledger, mount
 from hatchvm.pager.work import Work, outcome
 from hatchvm.snapshots.engine import Facts, Files, SnapshotEngine
 from hatchvm.snapshots.layout import DISK, MEMORY, SnapshotKeys
 from hatchvm.snapshots.manifest import Manifest
+from hatchvm.testing.vmm import STAMP
 
 KEYS: Final = SnapshotKeys("vm-0123456789ab", "snap-0123456789ab")
 BLOCK: Final = 4096
-_WHEN: Final = datetime(2026, 1, 1, tzinfo=UTC)
+WHEN: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,11 +51,6 @@ class Stored:
         )
 
 
-def stamp() -> Stamp:
-    """One that fits nothing."""
-    return Stamp(**{field.name: 1 if field.type == "int" else "x" for field in fields(Stamp)})  # type: ignore[arg-type]
-
-
 async def store(folder: Path, *, memory: bytes, disk: bytes, order: list[int] | None = None) -> Stored:
     """Store these contents. `order`: pages of the memory."""
     files = Files(memory=folder / "from-memory", state=folder / "from-state", disk=folder / "from-disk")
@@ -65,7 +60,7 @@ async def store(folder: Path, *, memory: bytes, disk: bytes, order: list[int] | 
     files.disk.write_bytes(disk)
     engine = SnapshotEngine(DirectoryStore(folder / "objects"), folder / "packs", SystemClock())
     pages = None if order is None else np.array(order, np.uint32)
-    await engine.write(KEYS, files, Facts(stamp=stamp(), vm_config="{}", created_at=_WHEN, order=pages))
+    await engine.write(KEYS, files, Facts(stamp=STAMP, vm_config="{}", created_at=WHEN, order=pages))
     manifest, data = await engine.open(KEYS)
     return Stored(manifest=manifest, data=data, where=await engine.locate(manifest))
 

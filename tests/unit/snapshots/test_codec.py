@@ -1,4 +1,4 @@
-"""One block in, one block out, and nothing larger on the way."""
+"""One frame in, one frame out, and nothing larger on the way."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from hatchvm.snapshots.codec import Codec, Encoder, decode
 
 
 @given(st.binary(min_size=1, max_size=3000) | st.integers(1, 70_000).map(bytes))
-def test_a_block_comes_back_and_never_grows(plain: bytes) -> None:
+def test_a_frame_comes_back_and_never_grows(plain: bytes) -> None:
     codec, stored = Encoder().encode(plain)
     assert (len(stored) < len(plain)) is (codec is Codec.ZSTD)
     assert decode(codec, memoryview(stored), len(plain)) == plain
 
 
 @pytest.mark.parametrize("codec", list(Codec))
-def test_a_block_of_another_size_is_refused(codec: Codec) -> None:
+def test_a_frame_of_another_size_is_refused(codec: Codec) -> None:
     plain = b"a" * 5000
     stored = Encoder().encode(plain)[1] if codec is Codec.ZSTD else plain
     for size in (4999, 5001):

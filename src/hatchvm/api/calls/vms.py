@@ -42,7 +42,7 @@ async def get_vm(context: Ctx, vm_id: VMId) -> VMAnswer:
 
 @router.delete("/{vm_id}")
 async def delete_vm(context: Ctx, vm_id: VMId) -> Deleted:
-    """Delete a VM with its routes, its snapshots and their data."""
+    """Delete a VM with its routes and snapshots. Stored data that only those need goes after a grace period."""
     await context.house.vms.delete(vm_id)
     return Deleted()
 

@@ -94,9 +94,7 @@ async def _bring_back(ctx: Context, owner: Owner, source: Snapshot | None, *, di
     return await owner.settle(Event.RESTORED, wake_failures=0, started_at=started_at, also=upload.forget(pending))
 
 
-async def _failed(
-    ctx: Context, owner: Owner, why: str, pending: Snapshot | None, *, kept: bool, asleep: bool
-) -> None:
+async def _failed(ctx: Context, owner: Owner, why: str, pending: Snapshot | None, *, kept: bool, asleep: bool) -> None:
     """`kept`: all is as before, and `pending` goes on being stored; else its content was replaced or forgotten."""
     gone = None if kept else pending
     after = Event.ABORTED if asleep else Event.HALTED

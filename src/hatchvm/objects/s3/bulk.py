@@ -1,7 +1,8 @@
-"""Reading objects: presigned URLs and urllib3, at two thirds of the CPU of botocore's reads (`python -m bench.s3`).
+"""Reading objects: presigned URLs and urllib3, at a fifth less CPU than botocore's reads (`python -m bench.s3`).
 
-A body goes from the socket into the bytes that are returned, once (as cheap as a buffer that is used again). Some servers answer a range with status 200, with
-the range or with the whole object: `Content-Range` tells which, and of a whole object only what was asked is kept.
+A body goes from the socket into the bytes that are returned, once: as cheap as a buffer that is used again. Some
+servers answer a range with status 200, with the range or with the whole object: `Content-Range` tells which, and of a
+whole object only what was asked is kept.
 """
 
 from __future__ import annotations

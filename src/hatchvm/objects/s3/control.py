@@ -1,4 +1,4 @@
-"""Everything asked of S3 but bulk reads: botocore, one request a method, blocking; what goes wrong is raised as it comes.
+"""Everything asked of S3 but bulk reads: botocore, one request a method, blocking; failures are raised as they come.
 
 Nothing is tried again here: `store` does that, and sees cancellation while it waits. Checksums are those of the
 snapshot format; the ones that botocore adds by default break servers that are not Amazon's.

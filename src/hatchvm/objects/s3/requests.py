@@ -61,9 +61,7 @@ class Requests:
         try:
             return call()
         except Foreign as error:
-            f = fault_of(error, verb=verb, key=key, bucket=self._bucket)
-            if verb == 'write' and f.transient: return None
-            return f
+            return fault_of(error, verb=verb, key=key, bucket=self._bucket)
 
 
 def pause_s(attempt: int, first_s: float, chance: float) -> float:

@@ -129,11 +129,8 @@ class S3Store:
 
     async def check(self) -> None:
         """Write, read, list and delete an object of its own; the first time, find out whether conditions are kept."""
+        await self._is_conditional()
         async with self._checking:
-            if self._conditional is None:
-                self._conditional = await self._keeps_conditions()
-                if not self._conditional:
-                    _log.warning(logs.SINGLE_WRITER)
             name, ask, attempts = self._probe, self._requests.ask, _CHECK_ATTEMPTS
             await self._put(name, _PROBE, attempts=attempts)
             read = await ask(READ, name, lambda: self._read(name, 0, None), attempts=attempts)
@@ -146,21 +143,29 @@ class S3Store:
         """What this store cannot promise, as a sentence; None if nothing, or not known before the first `check`."""
         return _CAUTION if self._conditional is False else None
 
+    async def _is_conditional(self) -> bool:
+        async with self._checking:
+            if self._conditional is None:
+                self._conditional = await self._keeps_conditions()
+                if not self._conditional:
+                    _log.warning(logs.SINGLE_WRITER)
+            return self._conditional
+
     async def _keeps_conditions(self) -> bool:
         """Whether the second of two creations of one object is refused."""
+        kept = False
         try:
             for _ in range(2):
                 await self._put(self._probe, _PROBE, if_absent=True, attempts=_CHECK_ATTEMPTS)
         except Conflict:
-            return True
+            kept = True
         except Unsupported:  # it refuses the condition itself
             pass
-        return False
+        await self._requests.ask(DELETE, self._probe, lambda: self._control.delete(self._probe))
+        return kept
 
     async def _create(self, name: str, data: bytes) -> None:
-        if self._conditional is None:
-            await self.check()
-        if self._conditional:
+        if await self._is_conditional():
             return await self._put(name, data, if_absent=True)
         async with self._creating.setdefault(name, asyncio.Lock()):
             try:
