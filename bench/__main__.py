@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
-from bench import lifecycle, restore, stored
+from bench import fetched, lifecycle, stored
 
 
 def main() -> None:
@@ -17,10 +18,10 @@ def main() -> None:
     options.add_argument("--boots", type=int, default=5)
     options.add_argument("--rounds", type=int, default=9, help="of the other parts")
     asked = options.parse_args()
-    parts = {
+    parts: dict[str, Callable[[Path], None]] = {
         "lifecycle": lambda at: lifecycle.run(at, wakes=asked.wakes, pauses=asked.pauses, boots=asked.boots),
         "stored": lambda at: stored.run(at, rounds=asked.rounds),
-        "restore": lambda at: restore.run(at, rounds=asked.rounds),
+        "restore": lambda at: fetched.run(at, rounds=asked.rounds),
     }
     for unknown in set(asked.parts) - set(parts):
         options.error(f"there is no part {unknown}")

@@ -1,4 +1,4 @@
-"""`/readyz`: a house that cannot run VMs, store snapshots or read its rows says which."""
+"""`/readyz` and `/status`: a house that cannot run VMs, store snapshots or read its rows says which."""
 
 from __future__ import annotations
 
@@ -122,6 +122,36 @@ async def breathe() -> None:
     """Let whoever can go on go on."""
     for _ in range(20):
         await asyncio.sleep(0)
+
+
+async def test_a_store_that_was_fine_is_not_asked_again_for_some_seconds_and_a_broken_one_is(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    broken: HatchError | None = None
+
+    async def check() -> None:
+        nonlocal asked
+        asked += 1
+        if broken is not None:
+            raise broken
+
+    monkeypatch.setattr(world.objects, "check", check)
+    for expected in (1, 1):
+        await world.house.ready()
+        assert asked == expected
+    world.clock.advance(9.9)
+    await world.house.ready()
+    assert asked == 1
+    world.clock.advance(0.1)
+    broken = Unavailable("the store is down")
+    for expected in (2, 3):
+        with pytest.raises(Unavailable, match="not ready: the store is down"):
+            await world.house.ready()
+        assert asked == expected
+    broken = None
+    await world.house.ready()
+    assert asked == 4
 
 
 async def test_a_missing_vmm_is_named(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

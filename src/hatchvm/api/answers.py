@@ -91,7 +91,7 @@ class SnapshotAnswer(BaseModel):
 
 
 class Verified(BaseModel):
-    """All of a snapshot was read and is what was stored. `bytes`: how much that was."""
+    """All of a snapshot was read and is what was stored. `bytes`: of its blocks and manifest."""
 
     status: Literal["ok"] = "ok"
     bytes: int
@@ -214,13 +214,19 @@ class UploadAnswer(BaseModel):
 
 
 class Ready(BaseModel):
-    """Whether requests can be served, and what the node looks after: VMs by state, snapshots not in the store yet."""
+    """Whether requests can be served, and how many snapshots are not in the store yet. Anybody may ask."""
 
     status: Literal["ready", "not ready"]
     store: str
-    vms: dict[str, int]
     uploads_pending: int
     oldest_pending_seconds: float
+
+
+class StatusAnswer(Ready):
+    """What the node looks after: VMs by state, snapshots not in the store yet. `reason`: why it is not ready."""
+
+    reason: str
+    vms: dict[str, int]
     uploads: list[UploadAnswer]
 
 
@@ -240,9 +246,17 @@ def ready_answer(overview: Overview, *, ready: bool) -> Ready:
     return Ready(
         status="ready" if ready else "not ready",
         store=overview.store,
-        vms=dict(overview.vms),
         uploads_pending=len(uploads),
         oldest_pending_seconds=round(uploads[0].waited_s, 3) if uploads else 0.0,
+    )
+
+
+def status_answer(overview: Overview, *, reason: str) -> StatusAnswer:
+    """`reason`: why the node is not ready; empty if it is."""
+    return StatusAnswer(
+        **ready_answer(overview, ready=not reason).model_dump(),
+        reason=reason,
+        vms=dict(overview.vms),
         uploads=[
             UploadAnswer(
                 vm_id=one.vm_id,
@@ -252,7 +266,7 @@ def ready_answer(overview: Overview, *, ready: bool) -> Ready:
                 uploading=one.uploading,
                 next_retry_at=_time(one.retry_at),
             )
-            for one in uploads
+            for one in overview.uploads
         ],
     )
 

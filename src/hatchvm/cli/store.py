@@ -70,7 +70,8 @@ def _summary(found: StoreAudit) -> dict[str, str]:
 
 
 def _amount(amount: Amount) -> str:
-    return f"{amount['objects']} objects, {format_bytes(amount['bytes'])}"
+    count = amount["objects"]
+    return f"{count} object{'' if count == 1 else 's'}, {format_bytes(amount['bytes'])}"
 
 
 def _key(key: StoredKey) -> str:

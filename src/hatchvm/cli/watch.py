@@ -30,7 +30,7 @@ def status(*, session: InSession) -> int:
         session.show(
             {
                 "status": found["status"],
-                "reason": found.get("error"),
+                "reason": found["reason"],
                 "store": found["store"],
                 "vms": ", ".join(f"{count} {state}" for state, count in sorted(found["vms"].items())) or "none",
                 "not stored yet": _waiting(found),
@@ -38,7 +38,7 @@ def status(*, session: InSession) -> int:
         )
         if found["uploads"]:
             session.show_all(found["uploads"], _UPLOAD_COLUMNS)
-    return EXIT_CODE[Kind.UNAVAILABLE] if "error" in found else 0
+    return EXIT_CODE[Kind.UNAVAILABLE] if found["reason"] else 0
 
 
 def _waiting(found: Status) -> str:

@@ -215,10 +215,10 @@ class PendingUpload(TypedDict):
 
 
 class Status(TypedDict):
-    """What the node looks after; `error` only if it is not ready."""
+    """What the node looks after. `status` is `ready`, or `not ready` with a `reason`."""
 
     status: str
-    error: NotRequired[str]
+    reason: str
     store: str
     vms: dict[str, int]
     uploads_pending: int

@@ -43,7 +43,7 @@ class Client:
     """One daemon, spoken to synchronously. Not to be shared between threads."""
 
     def __init__(self, base_url: str, key: str | None = None) -> None:
-        """`key` may be None for `health` and `status`. Raises Invalid for a URL or key that cannot be used."""
+        """`key` may be None for `health`. Raises Invalid for a URL or key that cannot be used."""
         self._transport = Transport(base_url, key)
         self._call = self._transport.call
 
@@ -57,13 +57,8 @@ class Client:
         return cast(Health, self._call("GET", "healthz"))
 
     def status(self) -> Status:
-        """VMs by state and snapshots that are not stored yet; also, with an `error`, while the node is not ready."""
-        try:
-            return cast(Status, self._call("GET", "readyz"))
-        except ApiError as error:
-            if "status" not in error.answer:
-                raise
-            return cast(Status, error.answer)
+        """Whether the node is ready, VMs by state, and snapshots that are not stored yet."""
+        return cast(Status, self._call("GET", "status"))
 
     def create_vm(self, **fields: Unpack[NewVM]) -> VM:
         """Returns when the VM runs."""

@@ -11,7 +11,7 @@ from hatchvm.control.context import Context
 from hatchvm.control.owner import Owner
 from hatchvm.control.vms import delete, upload
 from hatchvm.domain.lifecycle import Found, State, recovered
-from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
+from hatchvm.domain.snapshot import Snapshot, SnapshotStatus, kept
 from hatchvm.domain.vm import VM
 from hatchvm.telemetry import logs
 
@@ -52,6 +52,10 @@ async def _newest(ctx: Context, vm: VM) -> Snapshot | None:
     """The newest snapshot. An older one that is still not committed will never be: its memory has moved on."""
     async with ctx.store.begin() as tx:
         rows = await tx.snapshots.list_for_vm(vm.id)
+    for row in rows:
+        if row.status is SnapshotStatus.DELETING:
+            upload.remove_later(ctx, row)
+    rows = kept(rows)
     settled = [await _settle_pending(ctx, row) if row.status is SnapshotStatus.PENDING else row for row in rows]
     for older in settled[1:]:
         if older.status is SnapshotStatus.PENDING:

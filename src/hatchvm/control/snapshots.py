@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from hatchvm.base.errors import Conflict, Corrupt, NotFound
 from hatchvm.control.context import Context
+from hatchvm.control.vms import upload
+from hatchvm.control.vms.wake import newest_snapshot
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 
@@ -23,13 +25,11 @@ class SnapshotCases:
 
         async def verb() -> None:
             current = await self.get(snapshot_id)
-            if current.status is not SnapshotStatus.COMMITTED:
+            if current.status is SnapshotStatus.PENDING:
                 raise Conflict("the snapshot is being stored; try again when its status is committed")
             if owner.vm.state is State.SNAPSHOTTED and await self._is_newest(current):
                 raise Conflict("the vm sleeps on this snapshot; wake the vm first, or delete it")
-            await self._ctx.node.discard(current)
-            async with self._ctx.store.begin() as tx:
-                await tx.snapshots.delete(snapshot_id)
+            await upload.remove(self._ctx, current)
 
         await owner.do(verb, name="delete snapshot")
 
@@ -40,13 +40,13 @@ class SnapshotCases:
             raise Conflict("the snapshot is not stored yet; try again when its status is committed")
         try:
             return await self._ctx.node.verify(snapshot)
-        except NotFound as error:
-            await self.get(snapshot_id)
+        except (Corrupt, NotFound) as error:
+            if (await self.get(snapshot_id)).status is SnapshotStatus.DELETING:
+                raise NotFound("snapshot not found") from error
+            if isinstance(error, Corrupt):
+                raise
             raise Corrupt(f"the snapshot is damaged: {error}") from error
-        except Corrupt:
-            await self.get(snapshot_id)
-            raise
 
     async def _is_newest(self, snapshot: Snapshot) -> bool:
-        async with self._ctx.store.begin() as tx:
-            return (await tx.snapshots.list_for_vm(snapshot.vm_id))[0].id == snapshot.id
+        newest = await newest_snapshot(self._ctx, snapshot.vm_id)
+        return newest is not None and newest.id == snapshot.id

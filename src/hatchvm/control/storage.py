@@ -35,7 +35,7 @@ class StorageCases:
             done = await self._ctx.node.collect(grace_s)
         metrics.COLLECTED_OBJECTS.inc(done.deleted.objects)
         metrics.COLLECTED_BYTES.inc(done.deleted.bytes)
-        _log.info(
+        (_log.info if done.deleted.objects else _log.debug)(
             logs.COLLECTED,
             deleted=done.deleted.objects,
             deleted_bytes=done.deleted.bytes,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from enum import StrEnum
@@ -18,6 +18,7 @@ class SnapshotStatus(StrEnum):
 
     PENDING = "pending"  # complete on this host; not yet committed to the object store
     COMMITTED = "committed"  # its manifest is in the object store
+    DELETING = "deleting"  # nobody uses it any more; its manifest may still be there
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,11 @@ class Snapshot:
     stored_bytes: int = 0  # what the object store really holds for it
     parent_id: str | None = None
     error: str = ""  # why the last upload failed, if it did
+
+
+def kept(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+    """Those that are not being deleted."""
+    return [one for one in snapshots if one.status is not SnapshotStatus.DELETING]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -35,6 +35,9 @@ _FINISH_BYTES: Final = 4 * MIB
 #: Unpacking what nobody waits for: half the host's processors at most, and none of them while somebody waits.
 _HANDS: Final = max(1, (os.cpu_count() or 1) // 2)
 _YIELD_S: Final = 0.05
+#: The first moments belong to the guest: the rest follows when nobody has waited for so long, or after so long at last.
+_QUIET_S: Final = 0.15
+_LATEST_S: Final = 5.0
 #: How long a guest may wait for a store that cannot be reached.
 PATIENCE_S: Final = 60.0
 _FIRST_DELAY_S: Final = 0.1
@@ -107,6 +110,7 @@ class Fetcher:
         self._finishing = 0
         self._strikes = 0
         self._not_before = 0.0
+        self._quiet_from = self._rest_at_last = 0.0
         self._closing = False
         self._changed = threading.Condition()
         #: Why somebody was given an error, or what is damaged: it stays. A sentence.
@@ -118,6 +122,8 @@ class Fetcher:
         self._state[order] = self._state[rest] = _ABSENT
         self._order, self._rest = order, rest
         self._left = int(np.count_nonzero(self._state == _ABSENT))
+        self._quiet_from = time.monotonic() + _QUIET_S
+        self._rest_at_last = time.monotonic() + _LATEST_S
         for number in range(THREADS):
             threading.Thread(target=self._work, name=f"fetch {number}", daemon=True).start()
 
@@ -138,6 +144,7 @@ class Fetcher:
                     if self._state[frame] == _ABSENT:
                         self._asked[frame] = None
                 if absent:
+                    self._quiet_from = time.monotonic() + _QUIET_S
                     self._changed.notify_all()
         if bad:
             then(errno.EIO)
@@ -205,9 +212,15 @@ class Fetcher:
                     self._ahead_flying += not job.demanded
                     self._demand_flying += job.demanded
                     return job
-                now = time.monotonic()
-                self._changed.wait(self._not_before - now if self._not_before > now else None)
+                self._changed.wait(self._pause_s())
             return None
+
+    def _pause_s(self) -> float | None:
+        """How long nothing will be chosen unless somebody asks; None: for ever."""
+        now = time.monotonic()
+        rest_from = min(self._quiet_from, self._rest_at_last) if len(self._rest) or self._unspread else 0.0
+        pause_s = max(self._not_before, rest_from) - now
+        return pause_s if pause_s > 0 else None
 
     def _demanded(self) -> _Job | None:
         if not self._asked:
@@ -223,6 +236,8 @@ class Fetcher:
         candidates, width = self._order, _AHEAD_WIDTH
         if not len(candidates):
             self._rest = self._rest[self._state[self._rest] == _ABSENT]
+            if not self._finishing and time.monotonic() < min(self._quiet_from, self._rest_at_last):
+                return None
             candidates, width = self._rest, _REST_WIDTH
         if self._ahead_flying >= (THREADS if self._finishing else width):
             return None

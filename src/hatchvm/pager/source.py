@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hatchvm.base.errors import Corrupt, Unavailable
@@ -48,7 +49,9 @@ class Source:
             finally:
                 os.close(fd)
         except FileNotFoundError as error:
-            raise _missing() from error
+            if Path(path).parent.is_dir():
+                raise _missing() from error
+            raise Unavailable("the snapshot store's directory is missing", detail=path) from error
         except OSError as error:
             raise Unavailable(f"the snapshot store cannot be read: {error.strerror}", detail=path) from error
         for length in lengths:
@@ -110,4 +113,4 @@ def _whole(piece: memoryview, length: int) -> memoryview:
 
 
 def _missing() -> Corrupt:
-    return Corrupt("it is missing")
+    return Corrupt("the snapshot is damaged: a part of it is missing from the store")

@@ -122,7 +122,7 @@ class Snapshots(Protocol):
     async def delete(self, snapshot_id: str) -> None: ...
 
     async def verify(self, snapshot_id: str) -> int:
-        """Read all that is stored of it; how many bytes that were. Raises Corrupt naming the damaged object."""
+        """Read all that is stored of it; bytes of its blocks and manifest. Raises Corrupt naming the object."""
 
 
 class Storage(Protocol):

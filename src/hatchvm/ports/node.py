@@ -93,7 +93,7 @@ class Node(Protocol):
         """The sizes if its manifest is in the object store, else None."""
 
     async def verify(self, snapshot: Snapshot) -> int:
-        """Read all that is stored of a snapshot; how many bytes that were. Raises Corrupt naming the damaged object."""
+        """Read all that is stored of a snapshot; bytes of its blocks and manifest. Raises Corrupt naming the object."""
 
     async def collect(self, grace_s: float | None) -> Collected:
         """Remove what no snapshot has needed for that long; None: the usual grace period.

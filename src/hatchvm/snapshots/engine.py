@@ -52,6 +52,8 @@ FILES: Final = {layout.MEMORY: "memory", layout.STATE: "state", layout.DISK: "di
 
 #: How long what no manifest refers to is kept. An upload may take a quarter of it.
 GRACE: Final = timedelta(hours=6)
+#: A check that succeeded is not repeated for so long: it takes several requests, and orchestrators ask often.
+_CHECKED_S: Final = 10.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,6 +96,7 @@ class SnapshotEngine:
         self._ring = ring or Ring()
         self._grace = grace
         self._workers = Workers()
+        self._checked_at_s: float | None = None
 
     async def write(self, keys: SnapshotKeys, files: Files, facts: Facts) -> Manifest:
         """Store the files, which must not change meanwhile, and commit them as a snapshot.
@@ -164,8 +167,10 @@ class SnapshotEngine:
         return {pack.id: await self._store.locate(pack_key(manifest.domain, pack.id)) for pack in manifest.packs}
 
     async def check(self) -> None:
-        """Prove that the store can be written and read now."""
-        await self._store.check()
+        """Prove that the store can be written and read, now or a few seconds ago. A failure is not remembered."""
+        if self._checked_at_s is None or self._clock.monotonic() - self._checked_at_s >= _CHECKED_S:
+            await self._store.check()
+            self._checked_at_s = self._clock.monotonic()
 
     async def verify(self, manifest: Manifest) -> None:
         """Read everything. Raises Corrupt naming the damaged object."""

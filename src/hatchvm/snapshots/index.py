@@ -51,11 +51,13 @@ class Index:
     def used(self, found: Places) -> tuple[list[Pack], Frames, Places]:
         """The packs and frames that hold these slots, and `found` in terms of those frames."""
         known = found != NONE
-        frames, frame_of = np.unique(found[known] // self._frame_slots, return_inverse=True)
-        table = self.frames[frames]
+        is_used = np.zeros(len(self.frames), bool)
+        is_used[found[known] // self._frame_slots] = True
+        skipped = np.arange(len(self.frames)) - np.cumsum(is_used) + 1  # of a used frame: how many before it are not
+        table = self.frames[is_used]
         packs, table["pack"] = np.unique(table["pack"], return_inverse=True)
-        slots = np.full(len(found), NONE, np.int64)
-        slots[known] = frame_of * self._frame_slots + found[known] % self._frame_slots
+        slots = found.copy()
+        slots[known] -= skipped[found[known] // self._frame_slots] * self._frame_slots
         return [self.packs[number] for number in packs.tolist()], table, slots
 
 

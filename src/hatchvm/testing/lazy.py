@@ -87,7 +87,12 @@ class Pager:
         assert self.child.stdin and self.child.stdout
         with self.child.stdin, self.child.stdout:
             work.send(self.child.stdin)  # type: ignore[arg-type]
-            self.greeting = outcome(self.child.stdout.readline())
+            greeting = self.child.stdout.readline()
+        try:
+            outcome(greeting)
+        except BaseException:
+            self.kill()
+            raise
 
     def ask(self, do: str) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX) as sock, short_name(self._paths.pager_socket) as name:

@@ -221,13 +221,20 @@ class FakeHandle:
 
     def _tick(self) -> None:
         memory, disk = self._files()
-        _write_guest(self._plan.paths.memory, memory | {"ticks": memory["ticks"] + 1})
+        _write_guest(self._memory, memory | {"ticks": memory["ticks"] + 1})
         if disk is not None:
-            _write_guest(self._plan.paths.disk, disk | {"ticks": disk["ticks"] + 1})
+            _write_guest(self._disk, disk | {"ticks": disk["ticks"] + 1})
+
+    @property
+    def _memory(self) -> Path:
+        return Path(self._machines.read(self.pid)["files"], self._plan.paths.memory.name)
+
+    @property
+    def _disk(self) -> Path:
+        return Path(self._machines.read(self.pid)["files"], self._plan.paths.disk.name)
 
     def _files(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
-        paths = self._plan.paths
-        return read_guest(paths.memory), read_guest(paths.disk) if paths.disk.exists() else None
+        return read_guest(self._memory), read_guest(self._disk) if self._disk.exists() else None
 
     def _save(self) -> None:
         memory, disk = self._files()
@@ -239,9 +246,9 @@ class FakeHandle:
             await reader.readuntil(b"\r\n\r\n")
             if not self._machines.read(self.pid)["running"]:
                 return
-            memory = read_guest(self._plan.paths.memory)
+            memory = read_guest(self._memory)
             memory["requests"] += 1
-            _write_guest(self._plan.paths.memory, memory)
+            _write_guest(self._memory, memory)
             writer.write(b"HTTP/1.0 200 OK\r\n\r\n%d" % memory["requests"])
 
 
@@ -315,7 +322,8 @@ class FakeDriver:
         """Nothing is left behind if the step fails after the process started."""
         await self._hook(step)
         pid = self._machines.start(plan.paths)
-        self._machines.write(pid, self._machines.read(pid) | extra)
+        files = plan.paths.lazy if plan.lazy else plan.paths.root
+        self._machines.write(pid, self._machines.read(pid) | {"files": str(files)} | extra)
         try:
             await self._hook(f"{step} done")
         except BaseException:

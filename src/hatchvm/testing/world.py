@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Upstream
-from hatchvm.base.paths import DataPaths
+from hatchvm.base.paths import DataPaths, VMPaths
 from hatchvm.control.context import Context, Settings
 from hatchvm.control.events import Bus
 from hatchvm.control.gate import HouseGate
@@ -32,11 +32,13 @@ from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM, NewVM
 from hatchvm.node.agent import LocalNode
+from hatchvm.node.lazy import Pagers, kill_stray
 from hatchvm.objects.directory import DirectoryStore
-from hatchvm.ports.objects import ObjectInfo
+from hatchvm.ports.objects import ObjectInfo, ObjectStore
 from hatchvm.ports.store import Tx
 from hatchvm.ports.vmm import Exit
 from hatchvm.snapshots.engine import SnapshotEngine
+from hatchvm.snapshots.seal import Ring
 from hatchvm.store.store import SqlStore
 from hatchvm.testing.clock import SteeredClock
 from hatchvm.testing.vmm import ASKED, FakeDriver, Hook, Machines, no_hook, read_guest
@@ -90,7 +92,7 @@ class SteppedStore:
 class SteppedObjects:
     """An `ObjectStore` whose calls are steps."""
 
-    def __init__(self, inner: DirectoryStore, step: Hook) -> None:
+    def __init__(self, inner: ObjectStore, step: Hook) -> None:
         self._inner = inner
         self._step = step
         self.info = inner.info
@@ -121,8 +123,16 @@ class World:
     """One daemon over `root`. A second one over the same folder finds what the first left."""
 
     def __init__(
-        self, root: Path, *, boot_id: str = BOOT_ID, clock: SteeredClock | None = None, **settings: Any
+        self,
+        root: Path,
+        *,
+        boot_id: str = BOOT_ID,
+        clock: SteeredClock | None = None,
+        lazy: bool = False,
+        objects: ObjectStore | None = None,
+        **settings: Any,
     ) -> None:
+        """`lazy`: wakes from the object store are served by real pagers. `objects`: a store that is not the folder's."""
         self.root = root
         self.paths = DataPaths(root / "data")
         self.paths.root.mkdir(parents=True, exist_ok=True)
@@ -130,9 +140,10 @@ class World:
         self.clock = clock or SteeredClock()
         self.machines = Machines(root / "machines")
         self.driver = FakeDriver(self.machines, self.step)
-        self.objects = SteppedObjects(DirectoryStore(self.paths.objects), self.step)
+        self.objects = SteppedObjects(objects or DirectoryStore(self.paths.objects), self.step)
         engine = SnapshotEngine(self.objects, self.paths.packs, self.clock)
-        node = LocalNode(NODE_ID, self.paths, self.driver, engine, boot_id=boot_id)
+        self.pagers = Pagers(lazy=lazy, ring=Ring())
+        node = LocalNode(NODE_ID, self.paths, self.driver, engine, self.pagers, boot_id=boot_id)
         self.ctx = Context(
             store=SteppedStore(SqlStore(f"sqlite:///{self.paths.database}"), self.step),
             node=node,
@@ -178,6 +189,9 @@ class World:
             await world.stop()
             for pid in world.machines.live():
                 world.machines.end(pid, ASKED)
+            world.pagers.close()
+            for folder in world.paths.vms.glob("*"):
+                await kill_stray(VMPaths(folder))
         assert not world.machines.violations
 
     async def vm(self, **fields: Any) -> VM:

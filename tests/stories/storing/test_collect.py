@@ -92,12 +92,15 @@ async def test_the_trash_protects_old_packs(room: Storeroom, store: MemoryStore,
     assert keys_in(store) == set()
 
 
-async def test_exactly_as_old_as_the_grace_period_is_not_old(tmp_path: Path, clock: SteeredClock) -> None:
+@pytest.mark.parametrize("trashed", [True, False])
+async def test_exactly_as_old_as_the_grace_period_is_not_old(
+    tmp_path: Path, clock: SteeredClock, trashed: bool
+) -> None:
     """Ages come in whole seconds: what is stored after a collection began may seem as old as its beginning."""
     store = MemoryStore(clock, whole_seconds=True)
     room = Storeroom(store, tmp_path, clock)
     await room.write(FIRST)
-    await room.engine.delete(FIRST)
+    await (room.engine.delete(FIRST) if trashed else store.delete(FIRST.manifest))
     before = keys_in(store)
     clock.advance(GRACE.total_seconds())
     assert (await room.collect()).deleted == Amount()

@@ -13,7 +13,7 @@ from fastapi.routing import iter_route_contexts
 
 from hatchvm.api.accept import wants_metrics
 from hatchvm.base.errors import Unavailable
-from hatchvm.domain.vm import NewVM
+from hatchvm.domain.vm import VM, NewVM
 from hatchvm.ports.house import PendingUpload
 from hatchvm.testing.house import START, FakeHouse
 
@@ -45,7 +45,7 @@ async def test_every_call_but_the_open_ones_wants_a_key_before_anything_else(
             assert (answer.status_code, answer.json()) == (401, {"error": "missing or invalid API key"}), path
             assert answer.headers["WWW-Authenticate"] == "Bearer"
             guarded += 1
-    assert guarded == 28
+    assert guarded == 32
 
 
 @pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER   {}"])
@@ -147,21 +147,26 @@ def test_who_wants_metrics(accept: str, metrics: bool) -> None:
 
 
 async def test_readiness(stranger: httpx2.AsyncClient, house: FakeHouse) -> None:
-    vm = await house.vms.create(NewVM())
-    found = {"store": "directory", "vms": {"running": 1}}
-    stored = {"uploads_pending": 0, "oldest_pending_seconds": 0.0, "uploads": []}
+    nothing = {"store": "directory", "uploads_pending": 0, "oldest_pending_seconds": 0.0}
     answer = await stranger.get("/readyz")
-    assert (answer.status_code, answer.json()) == (200, {"status": "ready", **found, **stored})
-    waits = PendingUpload(
-        vm_id=vm.id,
-        snapshot_id="snap-000000000001",
-        since=START,
-        waited_s=61.5,
-        error="the store is down",
-        uploading=False,
-        retry_at=START + timedelta(seconds=62),
-    )
-    house.uploads = [waits, replace(waits, waited_s=1.0, error="", uploading=True, retry_at=None)]
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", **nothing})
+    house.uploads = _uploads(await house.vms.create(NewVM()))
+    waiting = nothing | {"uploads_pending": 2, "oldest_pending_seconds": 61.5}
+    answer = await stranger.get("/readyz")
+    assert (answer.status_code, answer.json()) == (200, {"status": "ready", **waiting})
+    house.trouble = Unavailable("still adopting VMs", retry_after_s=3)
+    answer = await stranger.get("/readyz")
+    refused = {"error": "still adopting VMs", "status": "not ready", **waiting}
+    assert (answer.status_code, answer.json(), answer.headers["Retry-After"]) == (503, refused, "3")
+
+
+async def test_status(client: httpx2.AsyncClient, house: FakeHouse, monkeypatch: pytest.MonkeyPatch) -> None:
+    vm = await house.vms.create(NewVM())
+    calm = {"status": "ready", "reason": "", "store": "directory", "vms": {"running": 1}}
+    stored = {"uploads_pending": 0, "oldest_pending_seconds": 0.0, "uploads": []}
+    answer = await client.get("/status")
+    assert (answer.status_code, answer.json()) == (200, calm | stored)
+    house.uploads = _uploads(vm)
     first = {
         "vm_id": vm.id,
         "snapshot_id": "snap-000000000001",
@@ -172,12 +177,28 @@ async def test_readiness(stranger: httpx2.AsyncClient, house: FakeHouse) -> None
     }
     second = first | {"error": "", "uploading": True, "next_retry_at": None}
     waiting = {"uploads_pending": 2, "oldest_pending_seconds": 61.5, "uploads": [first, second]}
-    answer = await stranger.get("/readyz")
-    assert (answer.status_code, answer.json()) == (200, {"status": "ready", **found, **waiting})
-    house.trouble = Unavailable("still adopting VMs", retry_after_s=3)
-    answer = await stranger.get("/readyz")
-    refused = {"error": "still adopting VMs", "status": "not ready", **found, **waiting}
-    assert (answer.status_code, answer.json(), answer.headers["Retry-After"]) == (503, refused, "3")
+    assert (await client.get("/status")).json() == calm | waiting
+
+    async def unready() -> None:
+        raise Unavailable("not ready: the store is down")
+
+    monkeypatch.setattr(house, "ready", unready)
+    answer = await client.get("/status")
+    trouble = {"status": "not ready", "reason": "not ready: the store is down"}
+    assert (answer.status_code, answer.json()) == (200, calm | waiting | trouble)
+
+
+def _uploads(vm: VM) -> list[PendingUpload]:
+    waits = PendingUpload(
+        vm_id=vm.id,
+        snapshot_id="snap-000000000001",
+        since=START,
+        waited_s=61.5,
+        error="the store is down",
+        uploading=False,
+        retry_at=START + timedelta(seconds=62),
+    )
+    return [waits, replace(waits, waited_s=1.0, error="", uploading=True, retry_at=None)]
 
 
 async def test_metrics(stranger: httpx2.AsyncClient) -> None:
@@ -197,7 +218,7 @@ async def test_the_openapi_document_is_complete(stranger: httpx2.AsyncClient) ->
             assert "422" not in operation["responses"]
             assert operation["responses"]["503"]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
             assert ("security" in operation) is (path not in OPEN)
-    assert len(names) == 31
+    assert len(names) == 35
     assert {"create_vm", "snapshot_vm", "update_route", "healthz", "stream_events"} <= names
     vm = document["components"]["schemas"]["VMCreate"]
     assert vm["additionalProperties"] is False

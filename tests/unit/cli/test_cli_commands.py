@@ -150,13 +150,17 @@ def test_status(cli: Cli, vm: dict[str, Any], live: Live, monkeypatch: pytest.Mo
     moment = "2026-03-06T14:30:00Z"
     assert row.split() == [vm["id"], "snap-000000000001", moment, "no", moment, *"the store is down".split()]
     assert ask(cli, "status")["uploads"][0]["error"] == "the store is down"
-    monkeypatch.setattr(live.house, "trouble", Unavailable("not ready: the store is down"))
+
+    async def unready() -> None:
+        raise Unavailable("not ready: the store is down")
+
+    monkeypatch.setattr(live.house, "ready", unready)
     trouble = cli("status")
     assert trouble.code == 8
     assert "not ready: the store is down" in trouble.out
     assert row in trouble.out
     trouble = cli("--json", "status")
-    assert (trouble.code, json.loads(trouble.out)["error"]) == (8, "not ready: the store is down")
+    assert (trouble.code, json.loads(trouble.out)["reason"]) == (8, "not ready: the store is down")
 
 
 def test_tables_for_people(cli: Cli, vm: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hatchvm.base.errors import Corrupt
@@ -205,6 +205,7 @@ def run(disk: Disk, ops: Sequence[tuple[str, int, int]]) -> None:
         actions[name](first, second)
 
 
+@settings(deadline=None)  # files are slow on a busy host
 @given(SLOTS, st.integers(0, BLOCK - 1), OPS)
 def test_it_is_the_file_it_stands_for(slots: list[int], short: int, ops: list[tuple[str, int, int]]) -> None:
     with disk(slots, short) as made:
@@ -216,6 +217,7 @@ def test_it_is_the_file_it_stands_for(slots: list[int], short: int, ops: list[tu
         assert made.content() == bytes(made.model)
 
 
+@settings(deadline=None)
 @given(SLOTS, st.integers(0, BLOCK - 1), OPS, OPS)
 def test_what_was_synced_is_there_after_a_crash(
     slots: list[int], short: int, before: list[tuple[str, int, int]], after: list[tuple[str, int, int]]

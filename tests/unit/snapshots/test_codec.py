@@ -5,12 +5,13 @@ from __future__ import annotations
 import tracemalloc
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hatchvm.snapshots.codec import Codec, Encoder, decode
 
 
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=3000) | st.integers(1, 70_000).map(bytes))
 def test_a_frame_comes_back_and_never_grows(plain: bytes) -> None:
     codec, stored = Encoder().encode(plain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hatchvm.snapshots.index import NONE, Index, distinct, slots_of
@@ -37,6 +37,7 @@ def known(content: list[list[list[bytes]]], block_bytes: int = BLOCK) -> list[tu
     return made
 
 
+@settings(deadline=None)
 @given(digests)
 def test_distinct_is_what_a_dictionary_says(content: list[bytes]) -> None:
     firsts: dict[bytes, int] = {}
@@ -47,6 +48,7 @@ def test_distinct_is_what_a_dictionary_says(content: list[bytes]) -> None:
     assert [content[found[number]] for number in which] == content
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 4), max_size=20))
 def test_slots_count_the_places_of_frames(blocks: list[int]) -> None:
     frames = np.zeros(len(blocks), FRAME)
@@ -55,6 +57,7 @@ def test_slots_count_the_places_of_frames(blocks: list[int]) -> None:
     assert slots_of(frames, 4).tolist() == expected
 
 
+@settings(deadline=None)
 @given(content=packs, wanted=digests)
 def test_a_block_is_found_where_it_lies_or_not_at_all(content: list[list[list[bytes]]], wanted: list[bytes]) -> None:
     index = Index(known(content), BLOCK)
@@ -73,6 +76,7 @@ def test_a_block_is_found_where_it_lies_or_not_at_all(content: list[list[list[by
     ]
 
 
+@settings(deadline=None)
 @given(content=packs, wanted=digests)
 def test_what_is_used_is_all_that_is_kept(content: list[list[list[bytes]]], wanted: list[bytes]) -> None:
     index = Index(known(content), BLOCK)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hatchvm.base.errors import Invalid, Unsupported
@@ -58,6 +58,7 @@ def test_images_share_nothing() -> None:
     assert len(domain_of("a")) == 32
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, MAX_BLOCKS * MAX_BLOCK_BYTES // 3), min_size=2, max_size=3))
 def test_a_snapshot_never_has_too_many_blocks(sizes: list[int]) -> None:
     def blocks(block: int) -> int:

@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hatchvm.base.errors import Corrupt, HatchError, Unsupported
@@ -257,6 +257,7 @@ TABLES: Final[dict[str, Callable[[Body], None]]] = {
     "a sealed frame of nothing": lambda b: put(b, 2, length=16),
     "a sealed frame shorter than its seal": lambda b: put(b, 2, length=15),
     "a frame without blocks": lambda b: put(b, 3, blocks=0),
+    "a frame of nothing without blocks": lambda b: put(without(b, 1), 1, length=0, blocks=0),
     "a frame too large": lambda b: put(b, 2, blocks=65),
     "another codec": lambda b: put(b, 0, codec=2),
     "a compressed frame as it is": lambda b: put(b, 0, codec=0),
@@ -271,6 +272,13 @@ TABLES: Final[dict[str, Callable[[Body], None]]] = {
     "too little": lambda b: setattr(b, "order", b.order[:-1]),
     "too much": lambda b: setattr(b, "rest", b"\0"),
 }
+
+
+def without(changed: Body, frame: int) -> Body:
+    """No block lies in that frame."""
+    for numbers in changed.streams:
+        numbers[(numbers - 1) // 64 == frame] = 0
+    return changed
 
 
 def put(changed: Body, frame: int, **values: int) -> None:
@@ -358,11 +366,25 @@ def test_one_that_could_not_be_read_back_is_not_written(monkeypatch: pytest.Monk
     monkeypatch.setattr("hatchvm.snapshots.manifest.MAX_MANIFEST_BYTES", len(DATA) - 1)
     with pytest.raises(Unsupported):
         encode(GOOD, Ring())
-    monkeypatch.setattr("hatchvm.snapshots.layout.MAX_MANIFEST_BYTES", len(DATA) - 1)
+    for limit in (len(DATA) - 1, HEAD.unpack_from(DATA)[5] - 1):  # as stored, and plain
+        monkeypatch.setattr("hatchvm.snapshots.layout.MAX_MANIFEST_BYTES", limit)
+        with pytest.raises(Corrupt):
+            decode(DATA, KEYS, Ring())
+
+
+def test_more_blocks_than_may_be_are_corrupt(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hatchvm.snapshots.layout.MAX_BLOCKS", 9)
     with pytest.raises(Corrupt):
         decode(DATA, KEYS, Ring())
 
 
+def test_bytes_after_the_body_are_corrupt() -> None:
+    plain = body().plain()
+    with pytest.raises(Corrupt):
+        decode(signed(plain, packed=zstandard.ZstdCompressor().compress(plain) + b"hidden"), KEYS, Ring())
+
+
+@settings(deadline=None)
 @given(st.binary(min_size=1, max_size=300))
 def test_no_bytes_whatever_raise_anything_else(data: bytes) -> None:
     for attempt in (data, signed(data), signed(b"", packed=data), DATA[: len(data)] + data, data + DATA):
@@ -378,6 +400,7 @@ json_values = st.recursive(
 places = st.sampled_from(sorted({where for where, _ in HOSTILE if not where.endswith("extra")}))
 
 
+@settings(deadline=None)
 @given(where=places, value=json_values)
 def test_no_fact_whatever_raises_anything_else(where: str, value: object) -> None:
     data = with_fact(where, value)
@@ -385,6 +408,7 @@ def test_no_fact_whatever_raises_anything_else(where: str, value: object) -> Non
         assert decode(data, KEYS, Ring()).keys == KEYS
 
 
+@settings(deadline=None)
 @given(
     frame=st.integers(0, 3),
     column=st.sampled_from(["pack", "offset", "length", "blocks", "codec"]),
@@ -409,13 +433,22 @@ def test_whatever_is_let_through_points_inside(frame: int, column: str, value: i
                 assert (number - 1) % 64 < read.frames["blocks"][(number - 1) // 64]
 
 
-def test_an_empty_vm_is_one() -> None:
-    empty = replace(
-        GOOD,
-        packs=(),
-        frames=np.zeros(0, FRAME),
-        streams=(Stream("memory", 0, slots()), Stream("state", 0, slots())),
-        order=slots(),
-    )
-    written, data = encode(empty, Ring())
+EMPTY: Final = replace(
+    GOOD,
+    packs=(),
+    frames=np.zeros(0, FRAME),
+    streams=(Stream("memory", 0, slots()), Stream("state", 0, slots())),
+    order=slots(),
+)
+
+
+@pytest.mark.parametrize("block_bytes", [4096, 8192, 256 * 1024])
+def test_an_empty_vm_is_one(block_bytes: int) -> None:
+    written, data = encode(replace(EMPTY, block_bytes=block_bytes), Ring())
     assert same(decode(data, KEYS, Ring()), written)
+
+
+@pytest.mark.parametrize("block_bytes", [0, 1, 2048, 4095, 3 * 4096, 512 * 1024])
+def test_blocks_have_the_size_of_a_power_of_two(block_bytes: int) -> None:
+    with pytest.raises(Corrupt):
+        decode(encode(replace(EMPTY, block_bytes=block_bytes), Ring())[1], KEYS, Ring())

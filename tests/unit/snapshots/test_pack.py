@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 from blake3 import blake3
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hatchvm.base.errors import Corrupt, HatchError, Unsupported
@@ -154,6 +154,7 @@ def test_a_tail_that_cannot_be_is_corrupt(make: Callable[[], tuple[bytes, Pack]]
         parse_tail(stored, pack, Ring())
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=300))
 def test_no_bytes_whatever_raise_anything_else(data: bytes) -> None:
     stored, pack = tail_of(GOOD)

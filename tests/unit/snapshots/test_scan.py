@@ -63,6 +63,7 @@ def test_told_to_stop_it_stops(tmp_path: Path) -> None:
         assert len(scan([source], BLOCK, Sums(BLOCK), stop).blocks) == 0
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, BLOCK - 1), st.one_of(st.integers(1, 255), st.just(128))), min_size=1, max_size=8)
 )

@@ -33,9 +33,9 @@ async def healthz(context: Ctx, request: Request) -> Health | Response:
 
 @router.get("/readyz", response_model=Ready)
 async def readyz(context: Ctx) -> Ready | Response:
-    """Whether requests can be served now; 503 with the reason if not. Either way, what has not been stored yet.
+    """Whether requests can be served now; 503 with the reason if not. Either way, how much is not stored yet.
 
-    Snapshots that wait for an object store do not make a node unready; a store that is down does.
+    Snapshots that wait for an object store do not make a node unready; a store that is down does, within seconds.
     """
     overview = await context.house.overview()
     try:

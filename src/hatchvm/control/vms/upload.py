@@ -7,10 +7,10 @@ A store that is down costs nothing but retries with a growing delay: the VM slee
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import structlog
 
@@ -77,16 +77,21 @@ def forget(snapshot: Snapshot | None) -> Callable[[Tx], Awaitable[None]] | None:
 
 
 def clean_up(ctx: Context, snapshot: Snapshot | None) -> None:
-    """Remove, in the background, what an upload left in the object store that will never be committed."""
-
-    async def discard(snapshot: Snapshot) -> None:
-        try:
-            await ctx.node.discard(snapshot)
-        except HatchError as error:
-            _log.warning(logs.SNAPSHOT_NOT_REMOVED, snapshot=snapshot.id, error=str(error), detail=error.detail)
-
+    """Make sure, in the background, that a forgotten snapshot has no manifest, as one has whose commit got no answer."""
     if snapshot is not None:
-        tasks.supervise(discard(snapshot), name=f"clean up {snapshot.id}")
+        tasks.supervise(_or_warn(ctx.node.discard(snapshot), snapshot), name=f"clean up {snapshot.id}")
+
+
+def remove_later(ctx: Context, snapshot: Snapshot) -> None:
+    """`remove` it in the background; if that fails, the next upload's end or the next start tries again."""
+    tasks.supervise(_or_warn(remove(ctx, snapshot), snapshot), name=f"remove {snapshot.id}")
+
+
+async def _or_warn(work: Coroutine[Any, Any, None], snapshot: Snapshot) -> None:
+    try:
+        await work
+    except HatchError as error:
+        _log.warning(logs.SNAPSHOT_NOT_REMOVED, snapshot=snapshot.id, error=str(error), detail=error.detail)
 
 
 async def _upload(ctx: Context, owner: Owner, snapshot: Snapshot, first: asyncio.Future[Snapshot]) -> None:
@@ -171,12 +176,20 @@ async def _retain(ctx: Context, owner: Owner) -> None:
         async with ctx.store.begin() as tx:
             rows = await tx.snapshots.list_for_vm(owner.vm.id)
         committed = [row for row in rows if row.status is SnapshotStatus.COMMITTED]
-        for old in committed[ctx.settings.snapshot_keep :]:
-            await ctx.node.discard(old)
-            async with ctx.store.begin() as tx:
-                await tx.snapshots.delete(old.id)
+        deleting = [row for row in rows if row.status is SnapshotStatus.DELETING]
+        for old in [*deleting, *committed[ctx.settings.snapshot_keep :]]:
+            await remove(ctx, old)
     except HatchError as error:
         _log.warning(logs.SNAPSHOT_NOT_REMOVED, vm=owner.vm.id, error=str(error), detail=error.detail)
+
+
+async def remove(ctx: Context, snapshot: Snapshot) -> None:
+    """Delete a stored snapshot. What is begun is finished, if not now then later."""
+    async with ctx.store.begin() as tx:
+        await tx.snapshots.update(replace(snapshot, status=SnapshotStatus.DELETING))
+    await ctx.node.discard(snapshot)
+    async with ctx.store.begin() as tx:
+        await tx.snapshots.delete(snapshot.id)
 
 
 async def _failed(ctx: Context, snapshot: Snapshot, error: HatchError, failures: int) -> None:

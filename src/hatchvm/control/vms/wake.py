@@ -18,7 +18,7 @@ from hatchvm.control.owner import Owner
 from hatchvm.control.vms import upload
 from hatchvm.domain import backoff
 from hatchvm.domain.lifecycle import PUBLIC, Event, State
-from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
+from hatchvm.domain.snapshot import Snapshot, SnapshotStatus, kept
 from hatchvm.telemetry import logs, metrics
 
 _log = structlog.get_logger()
@@ -96,7 +96,7 @@ async def _resume(ctx: Context, owner: Owner) -> None:
 async def newest_snapshot(ctx: Context, vm_id: str) -> Snapshot | None:
     """The newest snapshot of a VM, committed or not."""
     async with ctx.store.begin() as tx:
-        snapshots = await tx.snapshots.list_for_vm(vm_id)
+        snapshots = kept(await tx.snapshots.list_for_vm(vm_id))
     return snapshots[0] if snapshots else None
 
 
