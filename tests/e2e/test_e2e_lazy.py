@@ -84,3 +84,19 @@ def test_a_pager_that_is_killed_is_an_error_and_its_disk_boots(guest: Guest, cli
     client.stop_vm(guest.id)
     client.restore_vm(guest.id, before["id"])
     guest.sleep()
+
+
+def test_a_damaged_snapshot_is_named_and_not_resumed_and_a_mended_one_is(guest: Guest) -> None:
+    sleep_and_forget(guest)
+    packs = {path: path.read_bytes() for path in guest.daemon.paths.objects.glob("packs/*/*")}
+    for path, content in packs.items():
+        path.unlink()
+        path.write_bytes(content[::-1])
+    assert guest.ask().status == 503
+    assert "damaged" in str(guest.look()["state_reason"])
+    assert not mount.is_mounted(guest.paths.lazy)
+    for path, content in packs.items():
+        path.unlink()
+        path.write_bytes(content)
+    wait_for(lambda: guest.ask().status == 200, "it wakes when its back-off is over")
+    guest.sleep()

@@ -12,10 +12,11 @@ import pytest
 from hatchvm.objects.s3.store import S3Store
 from hatchvm.testing.clock import SteeredClock
 from hatchvm.testing.s3 import front
+from hatchvm.testing.s3.aging import AgingStore
 from hatchvm.testing.s3.front import Faults
 from hatchvm.testing.s3.places import empty_store, place
 from hatchvm.testing.s3.server import S3Server
-from hatchvm.testing.storm import AgingStore, Storm
+from hatchvm.testing.storm import Storm
 
 pytest_plugins = ["hatchvm.testing.s3.fixtures"]
 

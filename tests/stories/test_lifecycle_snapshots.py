@@ -189,7 +189,7 @@ async def test_fetched_memory_is_never_stored_as_another_snapshot(world: World) 
     await world.request(vm)
     second = await world.vms.snapshot(vm.id)
     image = await world.ctx.image_of(vm)
-    await world.ctx.node.fetch(vm, image, first)
+    await world.ctx.node.fetch(vm, image, first, lazily=False)
     with pytest.raises(Corrupt, match="that of another snapshot"):
         await world.ctx.node.upload(vm, second, [first])
 

@@ -70,7 +70,14 @@ async def test_another_image_shares_nothing(vm: Sleeper, store: MemoryStore) -> 
     first = await vm.write(1)
     other = vm.sibling("two", OTHER, image="another")
     other.holds(**{name.removesuffix(".qcow2"): data for name, data in vm.content().items()})
-    second = await other.write(1, bases=[vm.keys(1)])
+    looked_at: list[str] = []
+
+    async def watch(step: str, key: str) -> None:
+        if step in ("get", "info"):
+            looked_at.append(key)
+
+    second = await other.write(1, bases=[vm.keys(1)], engine=other.engine_over(store.seen_by(watch)))
+    assert not any(key.startswith("packs/") for key in looked_at)
     assert second.domain != first.domain
     assert second.added_bytes == first.added_bytes
     assert packs_in(store) == {f"packs/{one.domain}/{pack.id}" for one in (first, second) for pack in one.packs}
@@ -166,6 +173,19 @@ async def test_bases_beyond_the_limit_are_not_looked_at(
 
     await vm.write(3, bases=[vm.keys(2), vm.keys(1)], engine=vm.engine_over(store.seen_by(watch)))
     assert reads == [vm.keys(2).manifest]
+
+
+async def test_a_pack_of_two_bases_is_looked_at_once(vm: Sleeper, store: MemoryStore) -> None:
+    await vm.write(1)
+    await vm.write(2, bases=[vm.keys(1)])
+    looked_at: list[str] = []
+
+    async def watch(step: str, key: str) -> None:
+        if key.startswith("packs/"):
+            looked_at.append(key)
+
+    await vm.write(3, bases=[vm.keys(2), vm.keys(1)], engine=vm.engine_over(store.seen_by(watch)))
+    assert len(looked_at) == len(set(looked_at)) == 1
 
 
 async def test_a_base_with_other_blocks_is_of_no_use(vm: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -81,5 +82,5 @@ async def _resume_upload(ctx: Context, owner: Owner, snapshot: Snapshot, *, poss
 
 async def _drop(ctx: Context, snapshot: Snapshot) -> None:
     async with ctx.store.begin() as tx:
-        await tx.snapshots.delete(snapshot.id)
-    upload.clean_up(ctx, snapshot)
+        await tx.snapshots.update(replace(snapshot, status=SnapshotStatus.DELETING))
+    upload.remove_later(ctx, snapshot)

@@ -10,6 +10,7 @@ import structlog
 
 from hatchvm.base.errors import HatchError
 from hatchvm.control.context import Context
+from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import SnapshotStatus
 from hatchvm.domain.stored import Audit, Collected, Kind, Problem
 from hatchvm.telemetry import logs, metrics
@@ -32,7 +33,7 @@ class StorageCases:
 
     async def collect(self, grace_s: float | None) -> Collected:
         async with self._turn:
-            done = await self._ctx.node.collect(grace_s)
+            done = await self._ctx.node.collect(grace_s, self._stored)
         metrics.COLLECTED_OBJECTS.inc(done.deleted.objects)
         metrics.COLLECTED_BYTES.inc(done.deleted.bytes)
         (_log.info if done.deleted.objects else _log.debug)(
@@ -74,9 +75,15 @@ class StorageCases:
                 _log.warning(logs.COLLECT_FAILED, error=str(error), detail=error.detail)
             await asyncio.sleep(pause_s)
 
+    async def _stored(self) -> set[str]:
+        return _committed(await self._rows())
+
     async def _rows(self) -> dict[str, SnapshotStatus]:
+        """With its VM every snapshot is being deleted."""
         async with self._ctx.store.begin() as tx:
-            return {row.id: row.status for row in await tx.snapshots.list()}
+            rows = await tx.snapshots.list()
+        leaving = {owner.vm.id for owner in self._ctx.owners if owner.vm.state is State.DELETING}
+        return {row.id: SnapshotStatus.DELETING if row.vm_id in leaving else row.status for row in rows}
 
 
 def _committed(rows: dict[str, SnapshotStatus]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
@@ -107,10 +107,10 @@ class LocalNode:
         with self._moves():
             return await storage.upload(self._host, vm, snapshot, bases)
 
-    async def fetch(self, vm: VM, image: Image, source: Snapshot) -> None:
+    async def fetch(self, vm: VM, image: Image, source: Snapshot, *, lazily: bool) -> None:
         await self._end_pager(vm.id)
         with self._moves():
-            pager = await storage.fetch(self._host, vm, image, source)
+            pager = await storage.fetch(self._host, vm, image, source, lazily=lazily)
             if pager is not None:
                 self._keep_pager(vm.id, pager)
 
@@ -139,7 +139,7 @@ class LocalNode:
     async def verify(self, snapshot: Snapshot) -> int:
         return await storage.verify(self._host, snapshot)
 
-    async def collect(self, grace_s: float | None) -> Collected:
+    async def collect(self, grace_s: float | None, rows: Callable[[], Awaitable[Collection[str]]]) -> Collected:
         engine = self._host.snapshots()
         grace = engine.grace if grace_s is None else timedelta(seconds=grace_s)
         whole = [] if grace >= engine.grace else list(self._pagers.values())
@@ -150,7 +150,7 @@ class LocalNode:
             if self._moving or any(pager not in whole for pager in self._pagers.values()):
                 raise Conflict("a snapshot is being stored or restored, which needs the usual grace; try again later")
 
-        return await engine.collect(grace, allow=allow)
+        return await engine.collect(grace, rows=rows, allow=allow)
 
     async def audit(self, rows: Collection[str]) -> Audit:
         return await self._host.snapshots().audit(rows)

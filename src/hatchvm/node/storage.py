@@ -73,10 +73,11 @@ async def verify(host: Host, snapshot: Snapshot) -> int:
     return len(data) + int(manifest.frames["length"].sum(dtype=np.int64))
 
 
-async def fetch(host: Host, vm: VM, image: Image, source: Snapshot) -> Pager | None:
+async def fetch(host: Host, vm: VM, image: Image, source: Snapshot, *, lazily: bool) -> Pager | None:
     """Replace the VM's saved pair and disk by a committed snapshot's, once every byte is here and verified.
 
-    Where this host can do it, only the device state is fetched now: the pager that is returned serves memory and disk.
+    `lazily`, and where this host can do it, only the device state is fetched now: the pager that is returned serves
+    memory and disk, and what the VM had on this host is gone whatever comes of it.
     Raises Unsupported, before anything is fetched, if the memory cannot be resumed here.
     """
     manifest, data = await host.snapshots().open(keys_of(source))
@@ -85,7 +86,7 @@ async def fetch(host: Host, vm: VM, image: Image, source: Snapshot) -> Pager | N
     else:
         instead = "copy it on a host like the one it was made on"
     await ensure_fit(host, manifest.stamp, plan(host, vm, image), instead=instead)
-    if host.pagers.lazy:
+    if lazily and host.pagers.lazy:
         return await _begin(host, vm, manifest, data)
 
     def mark(paths: VMPaths) -> None:

@@ -35,7 +35,8 @@ _FINISH_BYTES: Final = 4 * MIB
 #: Unpacking what nobody waits for: half the host's processors at most, and none of them while somebody waits.
 _HANDS: Final = max(1, (os.cpu_count() or 1) // 2)
 _YIELD_S: Final = 0.05
-#: The first moments belong to the guest: the rest follows when nobody has waited for so long, or after so long at last.
+#: The first moments belong to the guest. Then the rest follows, when nobody has waited for a while, and soon anyway.
+_EARLIEST_S: Final = 1.0
 _QUIET_S: Final = 0.15
 _LATEST_S: Final = 5.0
 #: How long a guest may wait for a store that cannot be reached.
@@ -112,7 +113,9 @@ class Fetcher:
         self._not_before = 0.0
         self._quiet_from = self._rest_at_last = 0.0
         self._closing = False
-        self._changed = threading.Condition()
+        #: One lock. Waited for: something to fetch; something else that happened.
+        lock = threading.RLock()
+        self._changed, self._wanted = threading.Condition(lock), threading.Condition(lock)
         #: Why somebody was given an error, or what is damaged: it stays. A sentence.
         self.failed: HatchError | None = None
         self.trouble: HatchError | None = None
@@ -122,7 +125,7 @@ class Fetcher:
         self._state[order] = self._state[rest] = _ABSENT
         self._order, self._rest = order, rest
         self._left = int(np.count_nonzero(self._state == _ABSENT))
-        self._quiet_from = time.monotonic() + _QUIET_S
+        self._quiet_from = time.monotonic() + _EARLIEST_S
         self._rest_at_last = time.monotonic() + _LATEST_S
         for number in range(THREADS):
             threading.Thread(target=self._work, name=f"fetch {number}", daemon=True).start()
@@ -144,8 +147,8 @@ class Fetcher:
                     if self._state[frame] == _ABSENT:
                         self._asked[frame] = None
                 if absent:
-                    self._quiet_from = time.monotonic() + _QUIET_S
-                    self._changed.notify_all()
+                    self._quiet_from = max(self._quiet_from, time.monotonic() + _QUIET_S)
+                    self._wanted.notify(len(absent))
         if bad:
             then(errno.EIO)
             return
@@ -170,7 +173,7 @@ class Fetcher:
         with self._changed:
             self._finishing += 1
             self._strikes, self._not_before = 0, 0.0
-            self._changed.notify_all()
+            self._wanted.notify_all()
             try:
                 while self._left:
                     if self.failed is not None and isinstance(self.failed, Corrupt):
@@ -185,7 +188,7 @@ class Fetcher:
         """Fetch nothing more; whoever waits gets an error."""
         with self._changed:
             self._closing = True
-            self._changed.notify_all()
+            self._wanted.notify_all()
             waiters = [waiter for waiting in self._waiters.values() for waiter in waiting]
             self._waiters.clear()
         for waiter in dict.fromkeys(waiters):
@@ -212,7 +215,7 @@ class Fetcher:
                     self._ahead_flying += not job.demanded
                     self._demand_flying += job.demanded
                     return job
-                self._changed.wait(self._pause_s())
+                self._wanted.wait(self._pause_s())
             return None
 
     def _pause_s(self) -> float | None:
@@ -407,10 +410,12 @@ class Fetcher:
         with self._changed:
             self._rest = np.concatenate([np.array(left, np.int64), self._rest])
             self._unspread += [frame for frame in job.frames if frame in self._held]
-            self._changed.notify_all()
+            self._wanted.notify_all()
 
     def _landed(self, job: _Job) -> None:
         with self._changed:
             self._ahead_flying -= not job.demanded
             self._demand_flying -= job.demanded
-            self._changed.notify_all()
+            self._wanted.notify()
+            if not self._demand_flying:
+                self._changed.notify_all()

@@ -132,7 +132,7 @@ class Storage(Protocol):
         """Remove what no snapshot has needed for that long; None: the configured grace period.
 
         Raises Conflict for a shorter one while a snapshot is being stored or restored, and Corrupt or Unsupported
-        naming a snapshot that cannot be read: then nothing is removed.
+        naming a snapshot that is missing or cannot be read: then nothing is removed.
         """
 
     async def audit(self) -> Audit:

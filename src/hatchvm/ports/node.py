@@ -6,7 +6,7 @@ One sequence at a time runs per VM: its owner sees to that. A sequence leaves th
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -71,8 +71,12 @@ class Node(Protocol):
         `bases`: committed snapshots of the same image; what they hold is not stored again. The VM's newest comes first.
         """
 
-    async def fetch(self, vm: VM, image: Image, source: Snapshot) -> None:
-        """Replace the VM's saved pair and disk by those of a committed snapshot, after verifying every byte."""
+    async def fetch(self, vm: VM, image: Image, source: Snapshot, *, lazily: bool) -> None:
+        """Replace the VM's saved pair and disk by those of a committed snapshot; nothing unverified is ever used.
+
+        Not `lazily`, that happens once every byte is here, and if it raises nothing has changed. Lazily, where this host
+        can do it, what the VM had is given up at once, and the rest follows while the guest runs.
+        """
 
     async def fetch_disk(self, vm: VM, image: Image, source: Snapshot) -> None:
         """Replace the VM's disk by that of a committed snapshot, whose memory need not fit; forget the saved pair.
@@ -95,11 +99,13 @@ class Node(Protocol):
     async def verify(self, snapshot: Snapshot) -> int:
         """Read all that is stored of a snapshot; bytes of its blocks and manifest. Raises Corrupt naming the object."""
 
-    async def collect(self, grace_s: float | None) -> Collected:
+    async def collect(self, grace_s: float | None, rows: Callable[[], Awaitable[Collection[str]]]) -> Collected:
         """Remove what no snapshot has needed for that long; None: the usual grace period.
 
+        `rows` tells the ids of the snapshots that are said to be stored, whenever it is asked.
+
         Raises Conflict for a shorter one while a snapshot is being stored or restored, and Corrupt or Unsupported
-        naming a snapshot that cannot be read: then nobody knows what it needs, and nothing is removed.
+        naming a snapshot that is missing or cannot be read: then nobody knows what it needs, and nothing is removed.
         """
 
     async def audit(self, rows: Collection[str]) -> Audit:

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from hatchvm.base.clock import Clock
-from hatchvm.base.errors import Conflict, Invalid, NotFound, Unavailable
+from hatchvm.base.errors import Conflict, HatchError, Invalid, NotFound, Unavailable
 from hatchvm.base.files import sync_dir, sync_file
 from hatchvm.base.tasks import spawn
 from hatchvm.domain.snapshot import Stamp
@@ -35,13 +35,12 @@ from hatchvm.snapshots import layout
 from hatchvm.snapshots.audit import audit
 from hatchvm.snapshots.collect import Rule, collect
 from hatchvm.snapshots.known import Known
-from hatchvm.snapshots.layout import SnapshotKeys, domain_of, keys_of, pack_key, vm_prefix
+from hatchvm.snapshots.layout import SnapshotKeys, domain_of, pack_key, vm_prefix
 from hatchvm.snapshots.local import local_errors
 from hatchvm.snapshots.manifest import Manifest, Pack, encode
-from hatchvm.snapshots.parse import decode
 from hatchvm.snapshots.reader import Reader
 from hatchvm.snapshots.seal import Ring
-from hatchvm.snapshots.shelf import Shelf
+from hatchvm.snapshots.shelf import Shelf, manifests
 from hatchvm.snapshots.tails import Tails
 from hatchvm.snapshots.workers import Stop, Workers, outlast
 from hatchvm.snapshots.writer import Content, Writer
@@ -142,10 +141,12 @@ class SnapshotEngine:
         Raises NotFound if there is no such snapshot, Corrupt if it is damaged, Unsupported if it is too new.
         """
         try:
-            data = await self._store.get(keys.manifest, length=layout.MAX_MANIFEST_BYTES + 1)
+            data, said = await self._shelf().look(keys, keys.manifest)
         except NotFound as error:
             raise NotFound(f"snapshot {keys.snapshot_id} is not in the object store") from error
-        return await self._workers.run(lambda _: decode(data, keys, self._ring)), data
+        if isinstance(said, HatchError):
+            raise said
+        return said, data
 
     async def fetch(self, manifest: Manifest, into: Path, *, only: Collection[str] = tuple(FILES)) -> None:
         """Write the files of a snapshot (see FILES), or only some, into the folder `into`: sparse, verified, synced.
@@ -179,7 +180,7 @@ class SnapshotEngine:
     async def delete(self, keys: SnapshotKeys) -> None:
         """Remove a snapshot. May be repeated. Its packs stay until nobody can need them: see `collect`."""
         try:
-            data = await self._store.get(keys.manifest)
+            data, _ = await self._shelf().look(keys, keys.manifest)
         except NotFound:
             return
         await self._store.put(keys.trash, data)
@@ -187,8 +188,8 @@ class SnapshotEngine:
 
     async def delete_vm(self, vm_id: str) -> None:
         """Remove all snapshots of a VM. May be repeated."""
-        for keys in [keys_of(info.key) async for info in self._store.list(vm_prefix(vm_id))]:
-            if keys is not None:
+        while found := manifests(await self._shelf().under(vm_prefix(vm_id))):
+            for keys in found:
                 await self.delete(keys)
         self._tails.finished(vm_id)
 
@@ -197,14 +198,16 @@ class SnapshotEngine:
         """How long what nothing refers to is kept, usually."""
         return self._grace
 
-    async def collect(self, grace: timedelta, *, allow: Callable[[], None]) -> Collected:
-        """Remove what nobody needs: see `collect`. `allow`: see `collect.Rule`."""
+    async def collect(
+        self, grace: timedelta, *, rows: Callable[[], Awaitable[Collection[str]]], allow: Callable[[], None]
+    ) -> Collected:
+        """Remove what nobody needs: see `collect`. `rows`, `allow`: see `collect.Rule`."""
 
         def allowed() -> None:
             allow()
             self._tails.forget_uploads()
 
-        rule = Rule(grace=grace, usual=self._grace, allow=allowed)
+        rule = Rule(grace=grace, usual=self._grace, rows=rows, allow=allowed)
         done, left = await collect(self._shelf(), self._clock, rule)
         await asyncio.to_thread(self._tails.keep_only, {key.rpartition("/")[2] for key in left})
         return done

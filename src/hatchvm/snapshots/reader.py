@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
@@ -69,14 +69,24 @@ class Reader:
         await run_all((self._read_range(one, targets) for one in wanted), width=_WIDTH, name="read packs")
 
     async def _check_tail(self, pack: Pack) -> None:
-        data = await self._get(pack, tail_start(pack))
         try:
-            await self._workers.run(lambda _: parse_end(data, pack, self._ring))
+            await self._use(pack, tail_start(pack), None, lambda data, _: parse_end(data, pack, self._ring))
         except Corrupt as error:
             key = pack_key(self._manifest.domain, pack.id)
             raise Corrupt(f"the snapshot is damaged: the tail of {key}", detail=error.detail) from error
 
-    async def _get(self, pack: Pack, start: int, length: int | None = None) -> bytes:
+    async def _use(self, pack: Pack, start: int, length: int | None, use: Callable[[bytes, Stop], object]) -> None:
+        """Read a part of a pack for `use`. A damaged one is read once more: it may have been damaged on its way."""
+        try:
+            await self._use_once(pack, start, length, use)
+        except Corrupt:
+            await self._use_once(pack, start, length, use)
+
+    async def _use_once(self, pack: Pack, start: int, length: int | None, use: Callable[[bytes, Stop], object]) -> None:
+        data = await self._get(pack, start, length)
+        await self._workers.run(lambda stop: use(data, stop))
+
+    async def _get(self, pack: Pack, start: int, length: int | None) -> bytes:
         key = pack_key(self._manifest.domain, pack.id)
         try:
             return await self._store.get(key, start=start, length=length)
@@ -84,8 +94,10 @@ class Reader:
             raise Corrupt(f"the snapshot is damaged: {key} is missing") from error
 
     async def _read_range(self, one: Range, targets: Collection[_Target]) -> None:
-        data = await self._get(self._manifest.packs[one.pack], one.start, one.length)
-        await self._workers.run(lambda stop: self._unpack(one, data, targets, stop))
+        def unpack(data: bytes, stop: Stop) -> None:
+            self._unpack(one, data, targets, stop)
+
+        await self._use(self._manifest.packs[one.pack], one.start, one.length, unpack)
 
     def _unpack(self, one: Range, data: bytes, targets: Collection[_Target], stop: Stop) -> None:
         view = memoryview(data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -46,28 +47,53 @@ class Shelf:
         self._workers = workers
 
     async def under(self, prefix: str) -> list[ObjectInfo]:
-        return [info async for info in self.store.list(prefix) if info.key != CLOCK]
+        """Every object whose key starts with `prefix`, in key order.
+
+        Nothing tells a damaged list from a sound one, and a snapshot it hides is one whose packs go. So it is asked for
+        twice, and where the two differ (as they also do while others write) the object itself is.
+        """
+        first, second = await self._list(prefix), await self._list(prefix)
+        found = {info.key: info for info in first & second}
+
+        async def ask(key: str) -> None:
+            with contextlib.suppress(NotFound):
+                found[key] = await self.store.info(key)
+
+        doubtful = sorted({info.key for info in first ^ second})
+        await run_all((ask(key) for key in doubtful), width=_WIDTH, name="look at objects")
+        return [found[key] for key in sorted(found) if key != CLOCK]
+
+    async def _list(self, prefix: str) -> set[ObjectInfo]:
+        return {info async for info in self.store.list(prefix)}
 
     async def read(self, wanted: Mapping[SnapshotKeys, ObjectInfo]) -> list[Entry]:
         """Those that are still there, in no order. Raises Unavailable if the store cannot be read."""
         found: list[Entry] = []
 
         async def one(keys: SnapshotKeys, info: ObjectInfo) -> None:
-            try:
-                data = await self.store.get(info.key, length=MAX_MANIFEST_BYTES + 1)
-            except NotFound:
-                return
-            found.append(await self._workers.run(lambda _: self._entry(keys, info, data)))
+            with contextlib.suppress(NotFound):
+                data, said = await self.look(keys, info.key)
+                error = said if isinstance(said, HatchError) else None
+                packs = {} if isinstance(said, HatchError) else _packs(said)
+                found.append(Entry(keys=keys, info=info, key_id=_key_id(data), packs=packs, error=error))
 
         await run_all((one(*pair) for pair in wanted.items()), width=_WIDTH, name="read manifests")
         return found
 
-    def _entry(self, keys: SnapshotKeys, info: ObjectInfo, data: bytes) -> Entry:
+    async def look(self, keys: SnapshotKeys, key: str) -> tuple[bytes, Manifest | Corrupt | Unsupported]:
+        """A manifest as stored under `key`, and what it says or why it cannot be read. Raises NotFound.
+
+        A damaged one is asked for once more: it may have been damaged on its way.
+        """
+        data, said = await self._look(keys, key)
+        return await self._look(keys, key) if isinstance(said, Corrupt) else (data, said)
+
+    async def _look(self, keys: SnapshotKeys, key: str) -> tuple[bytes, Manifest | Corrupt | Unsupported]:
+        data = await self.store.get(key, length=MAX_MANIFEST_BYTES + 1)
         try:
-            manifest = decode(data, keys, self.ring)
+            return data, await self._workers.run(lambda _: decode(data, keys, self.ring))
         except (Corrupt, Unsupported) as error:
-            return Entry(keys=keys, info=info, key_id=_key_id(data), packs={}, error=error)
-        return Entry(keys=keys, info=info, key_id=_key_id(data), packs=_packs(manifest))
+            return data, error
 
 
 def manifests(infos: Iterable[ObjectInfo]) -> dict[SnapshotKeys, ObjectInfo]:

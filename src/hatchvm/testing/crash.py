@@ -125,8 +125,8 @@ async def aftermath(folder: Path) -> None:
     if "id" in told and "deleted" not in told:
         assert [vm.id for vm in vms] == [told["id"]], "a VM that its user knows is gone"
     async with asyncio.timeout(_PATIENCE_S):
-        while await _half_deleted(world, vms):
-            await asyncio.sleep(0)  # it is finished in the background
+        while await _half_deleted(world, vms):  # noqa: ASYNC110  # it is finished in the background
+            await asyncio.sleep(0)
     assert not (await world.house.storage.audit()).problems
     for vm in vms:
         await world.vms.delete(vm.id)

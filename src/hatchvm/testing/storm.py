@@ -13,9 +13,9 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
@@ -28,11 +28,10 @@ from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 from hatchvm.domain.vm import NewVM
 from hatchvm.node import pair
-from hatchvm.ports.objects import ObjectInfo, ObjectStore
 from hatchvm.snapshots.engine import FILES, SnapshotEngine
 from hatchvm.snapshots.layout import SnapshotKeys
-from hatchvm.snapshots.shelf import CLOCK
 from hatchvm.testing.clock import SteeredClock
+from hatchvm.testing.s3.aging import AgingStore
 from hatchvm.testing.world import BOOT_ID, SETTINGS, World
 
 _BLOCK: Final = 4096
@@ -49,47 +48,6 @@ _LOOK_S: Final = 0.02
 _FRONT: Final = "front"
 
 Operation: TypeAlias = tuple[str, Callable[[], Awaitable[None]]]
-
-
-class AgingStore:
-    """`inner`, whose clock leaps with the test's: what was stored before `pass_time` is that much older after it.
-
-    `clean`: the same objects, by a way that does not fail.
-    """
-
-    def __init__(self, inner: ObjectStore, clean: ObjectStore, clock: SteeredClock) -> None:
-        self.clean = clean
-        self._inner = inner
-        self._clock = clock
-        self._leaps: list[tuple[datetime, timedelta]] = []
-        self.put = inner.put
-        self.get = inner.get
-        self.delete = inner.delete
-        self.locate = inner.locate
-        self.check = inner.check
-
-    async def info(self, key: str) -> ObjectInfo:
-        return self._told(await self._inner.info(key))
-
-    async def list(self, prefix: str) -> AsyncIterator[ObjectInfo]:
-        async for info in self._inner.list(prefix):
-            yield self._told(info)
-
-    async def pass_time(self, passed: timedelta) -> None:
-        """In the first moment of a second of the store's: it dates objects to the second."""
-        before = await self._now()
-        while (now := await self._now()) == before:
-            await asyncio.sleep(_LOOK_S)
-        self._leaps.append((now, passed))
-        self._clock.advance(passed.total_seconds())
-
-    async def _now(self) -> datetime:
-        await self.clean.put(CLOCK, b"")
-        return (await self.clean.info(CLOCK)).modified_at
-
-    def _told(self, info: ObjectInfo) -> ObjectInfo:
-        leapt = sum((passed for at, passed in self._leaps if at <= info.modified_at), timedelta())
-        return replace(info, modified_at=info.modified_at + leapt)
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +149,7 @@ class Storm:
         """The store works again: what was begun is finished, and every VM wakes up as it fell asleep."""
         await self._restart()
         async with asyncio.timeout(_PATIENCE_S):
-            while await self._is_busy():
+            while await self._is_busy():  # noqa: ASYNC110
                 await asyncio.sleep(_LOOK_S)
         for guest in self._guests.values():
             state = self._state(guest)

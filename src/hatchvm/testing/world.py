@@ -132,7 +132,7 @@ class World:
         objects: ObjectStore | None = None,
         **settings: Any,
     ) -> None:
-        """`lazy`: wakes from the object store are served by real pagers. `objects`: a store that is not the folder's."""
+        """`lazy`: wakes from the object store are served by real pagers. `objects`: a store outside the folder."""
         self.root = root
         self.paths = DataPaths(root / "data")
         self.paths.root.mkdir(parents=True, exist_ok=True)

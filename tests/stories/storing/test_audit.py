@@ -77,6 +77,15 @@ async def test_what_is_stored_adds_up(room: Storeroom, store: MemoryStore) -> No
     assert found.keys == [Sealed(key_id=None, bytes=found.stored_bytes, current=True, held=True)]
 
 
+async def test_what_is_deleted_but_needed_by_others_is_not_in_the_trash(room: Storeroom, store: MemoryStore) -> None:
+    alone = await packs_of(room, FIRST) - await packs_of(room, SECOND)
+    before = (await room.engine.audit(ROWS)).trash
+    await room.engine.delete(FIRST)
+    after = (await room.engine.audit(ROWS - {FIRST.snapshot_id})).trash
+    mine = amount(store, alone | {FIRST.trash})
+    assert (after.objects, after.bytes) == (before.objects + mine.objects, before.bytes + mine.bytes)
+
+
 async def test_what_nothing_refers_to(room: Storeroom, store: MemoryStore, clock: SteeredClock) -> None:
     old = await packs_of(room, OTHER)
     await store.delete(OTHER.manifest)

@@ -280,10 +280,10 @@ async def test_a_short_grace_period_is_for_quiet_moments(
     clock.advance(1)
     before = keys_in(store)
     with pytest.raises(Conflict):
-        await room.engine.collect(timedelta(0), allow=refuse)
+        await room.engine.collect(timedelta(0), rows=room.rows, allow=refuse)
     assert keys_in(store) == before
-    await room.engine.collect(GRACE, allow=refuse)
-    await room.engine.collect(2 * GRACE, allow=refuse)
+    await room.engine.collect(GRACE, rows=room.rows, allow=refuse)
+    await room.engine.collect(2 * GRACE, rows=room.rows, allow=refuse)
     assert keys_in(store) == before
     await room.collect(timedelta(0))
     assert keys_in(store) == set()

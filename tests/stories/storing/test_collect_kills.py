@@ -98,7 +98,7 @@ async def test_two_hundred_injected_crashes(tmp_path: Path) -> None:
         clock, journal = SteeredClock(), Journal()
         store = MemoryStore(clock, whole_seconds=True)
         for _ in range(CRASHES // 10):
-            death = Death(dice.randint(1, 80))
+            death = Death(dice.randint(1, 100))
             host = Host(Storeroom(store, tmp_path / str(number), clock), journal, clock.advance)
             await host.look()
             store.hook = death

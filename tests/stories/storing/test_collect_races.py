@@ -178,6 +178,30 @@ async def test_a_base_deleted_during_a_collection_during_a_write(tmp_path: Path)
     assert whole > moments > 10
 
 
+async def test_a_collection_during_a_delete_during_a_write(tmp_path: Path) -> None:
+    """Every moment of the delete, once the write counts on its base."""
+
+    async def play(stage: Play, at: int) -> Interrupted:
+        hook = Interrupted(at, stage.room.collect)
+        deleter = stage.actor(hook)
+
+        async def delete() -> None:
+            await deleter.engine.delete(HEIR)
+            await deleter.engine.delete(BASE)
+
+        once = Interrupted(1, delete)
+
+        async def when_it_stores(step: str, key: str) -> None:
+            if step == "put" and key.startswith("packs/"):
+                await once(step, key)
+
+        await stage.actor(when_it_stores).write(OTHER, [HEIR, BASE])
+        assert OTHER in await stage.end()
+        return hook
+
+    assert await everywhere(tmp_path, play) > 10
+
+
 async def test_a_write_during_a_collection_whose_base_goes(tmp_path: Path) -> None:
     async def play(stage: Play, at: int) -> Interrupted:
         for inner_at in itertools.count(1):
@@ -237,7 +261,7 @@ async def test_a_short_grace_period_and_a_writer_under_way(tmp_path: Path) -> No
 
         async def collect() -> None:
             with pytest.raises(Conflict):
-                await stage.room.engine.collect(timedelta(0), allow=refuse)
+                await stage.room.engine.collect(timedelta(0), rows=stage.room.rows, allow=refuse)
 
         hook, writing = Interrupted(at, collect), True
         await stage.actor(hook).write(NEW, [HEIR, BASE])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -234,6 +234,22 @@ async def test_a_snapshot_that_is_deleted_while_it_is_verified_is_not_damaged(wo
     world.step.interfere = delete
     with pytest.raises(NotFound, match="snapshot not found"):
         await world.house.snapshots.verify(row.id)
+
+
+async def test_what_is_deleted_or_stored_during_an_audit_is_no_problem(world: World) -> None:
+    vm = await deleted_snapshot(world)
+    (row,) = await world.snapshots(vm)
+    acts = [lambda: world.house.snapshots.delete(row.id), lambda: world.vms.snapshot(vm.id)]
+    for act in acts:
+
+        async def meanwhile(at: str, act: Callable[[], Awaitable[object]] = act) -> None:
+            if at == "list":
+                world.step.interfere = no_hook
+                await act()
+
+        world.step.interfere = meanwhile
+        assert (await world.house.storage.audit()).problems == []
+    assert [one.id for one in await world.snapshots(vm)] != [row.id]
 
 
 async def test_what_is_not_stored_yet_cannot_be_verified(world: World) -> None:

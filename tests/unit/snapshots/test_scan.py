@@ -55,6 +55,11 @@ def test_it_finds_what_a_plain_loop_finds(
     assert found.ends.tolist() == ends
 
 
+def test_a_block_with_a_hole_inside_is_seen_once(tmp_path: Path) -> None:
+    content = [(48 * BLOCK, [(0, BLOCK, "1"), (8 * BLOCK, BLOCK, "2"), (20 * BLOCK, 9, "3"), (31 * BLOCK, 1, "4")])]
+    assert seen(tmp_path, content, 16 * BLOCK, Sums(16 * BLOCK)).blocks.tolist() == [0, 1]
+
+
 def test_told_to_stop_it_stops(tmp_path: Path) -> None:
     stop = threading.Event()
     stop.set()

@@ -99,7 +99,7 @@ async def _start(ctx: Context, owner: Owner, sources: _Sources) -> VM:
         if sources.snapshot is None:
             await ctx.node.boot(vm, sources.image)
         else:
-            await ctx.node.fetch(vm, sources.image, sources.snapshot)
+            await ctx.node.fetch(vm, sources.image, sources.snapshot, lazily=True)
             await ctx.node.wake(vm, sources.image, ())
     except BaseException as error:
         await ctx.node.destroy(vm.id)

@@ -24,7 +24,7 @@ async def stop(ctx: Context, vm_id: str) -> VM:
         pending = await upload.stop(owner)
         await ctx.node.halt(vm_id, timeout_s=ctx.settings.halt_s)
         owner.pending = None
-        upload.clean_up(ctx, pending)
+        upload.remove_later(ctx, pending)
         return await owner.settle(Event.HALTED, also=upload.forget(pending))
 
     return await owner.do(verb, name="stop")

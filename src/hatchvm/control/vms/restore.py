@@ -72,7 +72,10 @@ async def _bring_back(ctx: Context, owner: Owner, source: Snapshot | None, *, di
         deadline = asyncio.get_running_loop().time() + ctx.settings.wake_timeout_s
         if source is not None:
             async with asyncio.timeout_at(deadline):
-                await (ctx.node.fetch_disk if disk else ctx.node.fetch)(owner.vm, image, source)
+                if disk:
+                    await ctx.node.fetch_disk(owner.vm, image, source)
+                else:  # not lazily: if it fails, the VM must still have what it had
+                    await ctx.node.fetch(owner.vm, image, source, lazily=False)
             touched = True
         if disk:
             touched = True
@@ -88,7 +91,7 @@ async def _bring_back(ctx: Context, owner: Owner, source: Snapshot | None, *, di
             raise
         raise Unavailable(f"restore failed: {why}") from error
     owner.pending = None
-    upload.clean_up(ctx, pending)
+    upload.remove_later(ctx, pending)
     owner.retry_at = 0.0
     started_at = ctx.clock.now() if disk else owner.vm.started_at
     return await owner.settle(Event.RESTORED, wake_failures=0, started_at=started_at, also=upload.forget(pending))
@@ -100,7 +103,7 @@ async def _failed(ctx: Context, owner: Owner, why: str, pending: Snapshot | None
     after = Event.ABORTED if asleep else Event.HALTED
     await owner.settle(after, reason=f"restore failed: {why}", also=upload.forget(gone))
     owner.pending = None
-    upload.clean_up(ctx, gone)
+    upload.remove_later(ctx, gone)
     if kept and pending is not None:
         upload.begin(ctx, owner, pending)
 

@@ -16,6 +16,7 @@ from hatchvm.control.vms import upload
 from hatchvm.domain.lifecycle import Event, advance
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 from hatchvm.domain.vm import VM
+from hatchvm.ports.store import Tx
 from hatchvm.snapshots.layout import SnapshotKeys
 from hatchvm.telemetry import logs, metrics
 
@@ -53,16 +54,20 @@ async def suspend(ctx: Context, owner: Owner) -> asyncio.Future[Snapshot]:
         raise Unavailable("snapshot storage not configured")
     arrivals = owner.activity.arrivals
     taken = _row(owner.vm, ctx.clock.now())
+
+    async def forget(tx: Tx) -> None:
+        await tx.snapshots.delete(taken.id)
+
     await owner.move(Event.SUSPEND, also=lambda tx: tx.snapshots.insert(taken))
     try:
         image = await ctx.image_of(owner.vm)
         done = await ctx.node.suspend(owner.vm, image, lambda: owner.activity.arrivals != arrivals)
     except HatchError as error:
-        await owner.settle(Event.RESUMED, reason=f"snapshot failed: {error}", also=upload.forget(taken))
+        await owner.settle(Event.RESUMED, reason=f"snapshot failed: {error}", also=forget)
         metrics.SUSPENDS.labels("failed").inc()
         raise
     if done is None:
-        await owner.settle(Event.RESUMED, also=upload.forget(taken))
+        await owner.settle(Event.RESUMED, also=forget)
         metrics.SUSPENDS.labels("taken back").inc()
         _log.info(logs.SUSPEND_TAKEN_BACK, vm=owner.vm.id)
         raise Conflict("a request came while the vm was being snapshotted; it runs on, try again later")

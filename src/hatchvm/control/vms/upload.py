@@ -7,6 +7,7 @@ A store that is down costs nothing but retries with a growing delay: the VM slee
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import replace
 from datetime import timedelta
@@ -15,7 +16,7 @@ from typing import Any, Final
 import structlog
 
 from hatchvm.base import tasks
-from hatchvm.base.errors import Conflict, Corrupt, HatchError, Unavailable
+from hatchvm.base.errors import Conflict, Corrupt, HatchError, NotFound, Unavailable
 from hatchvm.control.context import Context
 from hatchvm.control.owner import Owner
 from hatchvm.domain import backoff
@@ -70,21 +71,24 @@ async def stop(owner: Owner) -> Snapshot | None:
 
 
 def forget(snapshot: Snapshot | None) -> Callable[[Tx], Awaitable[None]] | None:
-    """What removes an uncommitted snapshot's row in somebody's unit of work."""
+    """What says in somebody's unit of work that nobody wants an uncommitted snapshot any more; then `remove_later`.
+
+    Its row must outlive its manifest, and it has one if its commit got no answer.
+    """
     if snapshot is None:
         return None
-    return lambda tx: tx.snapshots.delete(snapshot.id)
+
+    async def mark(tx: Tx) -> None:
+        with contextlib.suppress(NotFound):  # written late, because the rows could not be: it is gone already
+            await tx.snapshots.update(replace(snapshot, status=SnapshotStatus.DELETING))
+
+    return mark
 
 
-def clean_up(ctx: Context, snapshot: Snapshot | None) -> None:
-    """Make sure, in the background, that a forgotten snapshot has no manifest, as one has whose commit got no answer."""
-    if snapshot is not None:
-        tasks.supervise(_or_warn(ctx.node.discard(snapshot), snapshot), name=f"clean up {snapshot.id}")
-
-
-def remove_later(ctx: Context, snapshot: Snapshot) -> None:
+def remove_later(ctx: Context, snapshot: Snapshot | None) -> None:
     """`remove` it in the background; if that fails, the next upload's end or the next start tries again."""
-    tasks.supervise(_or_warn(remove(ctx, snapshot), snapshot), name=f"remove {snapshot.id}")
+    if snapshot is not None:
+        tasks.supervise(_or_warn(remove(ctx, snapshot), snapshot), name=f"remove {snapshot.id}")
 
 
 async def _or_warn(work: Coroutine[Any, Any, None], snapshot: Snapshot) -> None:
@@ -122,7 +126,10 @@ async def _store(ctx: Context, owner: Owner, snapshot: Snapshot, bases: Sequence
     try:
         return await ctx.node.upload(owner.vm, snapshot, bases)
     except Conflict:
-        sizes = await ctx.node.committed(snapshot)
+        try:
+            sizes = await ctx.node.committed(snapshot)
+        except Corrupt as error:  # in the store; what is to be stored is not
+            raise Unavailable(error.message, detail=error.detail) from error
         if sizes is None:
             raise
         return sizes  # an earlier attempt got that far, and only its row could not be written
@@ -184,9 +191,10 @@ async def _retain(ctx: Context, owner: Owner) -> None:
 
 
 async def remove(ctx: Context, snapshot: Snapshot) -> None:
-    """Delete a stored snapshot. What is begun is finished, if not now then later."""
+    """Delete a snapshot. What is begun is finished, if not now then later. May be repeated."""
     async with ctx.store.begin() as tx:
-        await tx.snapshots.update(replace(snapshot, status=SnapshotStatus.DELETING))
+        with contextlib.suppress(NotFound):
+            await tx.snapshots.update(replace(snapshot, status=SnapshotStatus.DELETING))
     await ctx.node.discard(snapshot)
     async with ctx.store.begin() as tx:
         await tx.snapshots.delete(snapshot.id)

@@ -71,7 +71,7 @@ async def wake(ctx: Context, owner: Owner, *, reason: str) -> None:
         ) from error
     await owner.settle(Event.RESTORED, wake_failures=0, also=upload.forget(pending))
     owner.pending = None
-    upload.clean_up(ctx, pending)
+    upload.remove_later(ctx, pending)
     owner.retry_at = 0.0
     metrics.WAKES.labels(reason, "ok").inc()
     metrics.WAKE_SECONDS.observe(ctx.clock.monotonic() - began)
@@ -89,7 +89,7 @@ async def _resume(ctx: Context, owner: Owner) -> None:
         newest = await newest_snapshot(ctx, vm.id)
         if newest is None or newest.status is not SnapshotStatus.COMMITTED:
             raise
-        await ctx.node.fetch(vm, image, newest)
+        await ctx.node.fetch(vm, image, newest, lazily=True)
         await ctx.node.wake(vm, image, ports)
 
 

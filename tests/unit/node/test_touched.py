@@ -1,0 +1,65 @@
+"""Which pages a process has touched, and in what order the moments put them."""
+
+from __future__ import annotations
+
+import mmap
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pytest
+
+from hatchvm.base.paths import VMPaths
+from hatchvm.node import touched
+
+PAGE: Final = 4096
+PAGES: Final = 4096
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> VMPaths:
+    paths = VMPaths(tmp_path)
+    paths.memory.touch()
+    os.truncate(paths.memory, PAGES * PAGE)
+    return paths
+
+
+@pytest.fixture
+def memory(paths: VMPaths) -> Iterator[mmap.mmap]:
+    with paths.memory.open("r+b") as file, mmap.mmap(file.fileno(), 0) as memory:
+        yield memory
+
+
+def test_written_pages_are_seen(paths: VMPaths, memory: mmap.mmap) -> None:
+    assert len(touched.resident(os.getpid(), {paths.memory})) == 0
+    for page in (5, 1000, PAGES - 1):
+        memory[page * PAGE] = 1
+    assert touched.resident(os.getpid(), {paths.memory}).tolist() == [5, 1000, PAGES - 1]
+    assert len(touched.resident(os.getpid(), {paths.root / "other"})) == 0
+
+
+def test_a_process_that_is_gone_has_touched_nothing(paths: VMPaths) -> None:
+    assert len(touched.resident(2**22 + 1, {paths.memory})) == 0
+
+
+async def test_what_was_touched_first_comes_first(
+    paths: VMPaths, memory: mmap.mmap, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(touched, "MOMENTS_S", (0.0, 0.0, 0.0))
+    seen = [[9], [9, 3], [9, 3, 7]]
+    monkeypatch.setattr(touched, "resident", lambda pid, files: np.array(sorted(seen.pop(0)), np.uint32))
+    await touched.record(paths, os.getpid())
+    order = touched.read(paths)
+    assert order is not None
+    assert order.tolist() == [9, 3, 7]
+
+
+def test_what_is_not_known_is_none_and_a_cut_file_loses_its_end(paths: VMPaths) -> None:
+    assert touched.read(paths) is None
+    touched.write(paths, np.array([1, 2], np.uint32))
+    paths.order.write_bytes(paths.order.read_bytes()[:-1])
+    order = touched.read(paths)
+    assert order is not None
+    assert order.tolist() == [1]
