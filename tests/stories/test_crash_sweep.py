@@ -10,7 +10,7 @@ from typing import Final
 import pytest
 
 #: The sweep is cut in shares, so that workers can take one each.
-SHARES: Final = 6
+SHARES: Final = 10
 
 
 @pytest.mark.parametrize("share", range(1, SHARES + 1))

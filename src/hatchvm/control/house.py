@@ -16,7 +16,7 @@ from hatchvm.control.snapshots import SnapshotCases
 from hatchvm.control.storage import StorageCases
 from hatchvm.control.vms import create, delete, power, restore, suspend, upload
 from hatchvm.domain.lifecycle import PUBLIC
-from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.snapshot import Snapshot, kept
 from hatchvm.domain.vm import VM, NewVM
 from hatchvm.ports.house import Overview
 
@@ -55,7 +55,7 @@ class VMCases:
     async def snapshots(self, vm_id: str) -> Sequence[Snapshot]:
         self._ctx.owners.get(vm_id)
         async with self._ctx.store.begin() as tx:
-            return await tx.snapshots.list_for_vm(vm_id)
+            return kept(await tx.snapshots.list_for_vm(vm_id))
 
     def last_active_at(self, vm: VM) -> datetime | None:
         owner = self._ctx.owners.find(vm.id)

@@ -20,7 +20,6 @@ _NOSUID: Final = 2
 _NODEV: Final = 4
 _DETACH: Final = 2
 _HELPER: Final = "fusermount3"
-_MEND: Final = "install fuse3, or run Hatch as root"
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -90,7 +89,9 @@ def _as_root(point: Path) -> int:
 def _by_helper(point: Path) -> int:
     helper = shutil.which(_HELPER)
     if helper is None:
-        raise Unsupported(f"a FUSE file system cannot be mounted: {_HELPER} is missing; {_MEND}")
+        raise Unsupported(
+            f"a FUSE file system cannot be mounted: {_HELPER} is missing; install fuse3, or run Hatch as root"
+        )
     ours, theirs = socket.socketpair()
     with ours, theirs:
         done = subprocess.run(
@@ -101,8 +102,8 @@ def _by_helper(point: Path) -> int:
             check=False,
         )
         if done.returncode:
-            detail = done.stderr.decode(errors="replace").strip()
-            raise Unsupported(f"a FUSE file system cannot be mounted; {_MEND}", detail=detail)
+            detail = done.stderr.decode(errors="replace").strip().rpartition(": ")[2]
+            raise Unsupported(f"a FUSE file system cannot be mounted: {detail}; let Hatch's user open {_DEVICE}")
         _, ancillary, _, _ = ours.recvmsg(1, socket.CMSG_SPACE(array.array("i").itemsize))
         fd = int.from_bytes(ancillary[0][2][:4], "little")
     os.set_inheritable(fd, False)

@@ -84,7 +84,8 @@ class VMs(Protocol):
         Raises Unsupported, naming the difference, if the memory cannot be resumed on this host.
         """
 
-    async def snapshots(self, vm_id: str) -> Sequence[Snapshot]: ...
+    async def snapshots(self, vm_id: str) -> Sequence[Snapshot]:
+        """But the ones that are being deleted."""
 
     def last_active_at(self, vm: VM) -> datetime | None:
         """The newest activity, newer than the row's while the VM is in use."""

@@ -74,8 +74,8 @@ class Node(Protocol):
     async def fetch(self, vm: VM, image: Image, source: Snapshot, *, lazily: bool) -> None:
         """Replace the VM's saved pair and disk by those of a committed snapshot; nothing unverified is ever used.
 
-        Not `lazily`, that happens once every byte is here, and if it raises nothing has changed. Lazily, where this host
-        can do it, what the VM had is given up at once, and the rest follows while the guest runs.
+        Not `lazily`, that happens once every byte is here, and if it raises nothing has changed. Lazily, where this
+        host can do it, what the VM had is given up at once, and the rest follows while the guest runs.
         """
 
     async def fetch_disk(self, vm: VM, image: Image, source: Snapshot) -> None:

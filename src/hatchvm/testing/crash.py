@@ -141,7 +141,8 @@ async def aftermath(folder: Path) -> None:
 
 
 async def _half_deleted(world: World, vms: list[VM]) -> list[str]:
-    rows = [row for vm in vms for row in await world.snapshots(vm)]
+    async with world.ctx.store.begin() as tx:
+        rows = [row for vm in vms for row in await tx.snapshots.list_for_vm(vm.id)]
     return [row.id for row in rows if row.status is SnapshotStatus.DELETING]
 
 
