@@ -21,22 +21,23 @@ from hatchvm.testing.storm import Storm
 pytest_plugins = ["hatchvm.testing.s3.fixtures"]
 
 OPERATIONS: Final = 500
+SEED: Final = 20261122
 CALM: Final = Faults(flip=0.02)
 SOME: Final = Faults(delay=0.2, refuse=0.1, reset=0.1, truncate=0.1, flip=0.1, drop=0.1)
 HOPELESS: Final = Faults(delay=0.1, refuse=0.25, reset=0.25, truncate=0.3, flip=0.2, drop=0.3)
 KINDS: Final = (front.DELAY, front.REFUSE, front.RESET, front.TRUNCATE, front.FLIP, front.DROP)
 
 
-@pytest.mark.parametrize("seed", [1])
+@pytest.mark.timeout(300)  # it takes half a minute of an idle machine with two cores
 async def test_nothing_wrong_is_resumed_and_nothing_committed_is_lost(
-    ceph_server: S3Server, tmp_path: Path, seed: int, record_property: Callable[[str, object], None]
+    ceph_server: S3Server, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
-    dice, clock = random.Random(seed), SteeredClock()
-    async with front.before(ceph_server, Faults(), seed=seed) as between:
+    dice, clock = random.Random(SEED), SteeredClock()
+    async with front.before(ceph_server, Faults(), seed=SEED) as between:
         store = empty_store(between.server)
         await store.check()
         clean = S3Store(place(ceph_server, prefix=store._prefix))
-        storm = Storm(tmp_path, AgingStore(store, clean, clock), clock, seed)
+        storm = Storm(tmp_path, AgingStore(store, clean, clock), clock, SEED)
         await storm.begin()
         while storm.operations < OPERATIONS:
             between.faults = dice.choices([CALM, SOME, HOPELESS], [3, 5, 2])[0]
@@ -47,10 +48,8 @@ async def test_nothing_wrong_is_resumed_and_nothing_committed_is_lost(
         await storm.sweep()
         assert await storm.verify() > 0
         await storm.end()
-    for name, value in (("injected", between.injected), ("succeeded", storm.succeeded), ("failed", storm.failed)):
-        record_property(name, dict(value))
-        print(name, dict(value), value.total())
-    print(storm.collected)
-    assert all(between.injected[kind] >= 30 for kind in KINDS)
-    assert storm.failed.total() >= 50
-    assert storm.collected >= 20
+    for name, told in (("injected", between.injected), ("succeeded", storm.succeeded), ("failed", storm.failed)):
+        record_property(name, dict(told))
+    assert all(between.injected[kind] >= 30 for kind in KINDS), between.injected
+    assert storm.failed.total() >= 25, storm.failed
+    assert storm.collected >= 25

@@ -45,7 +45,7 @@ def stored(world: World, kind: str) -> list[str]:
 
 async def collected(world: World, *kinds: str) -> None:
     """Return when nothing of these kinds is left. A file system's clock may stand still for some milliseconds."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while any(stored(world, kind) for kind in kinds):
             await world.house.storage.collect(0)
 

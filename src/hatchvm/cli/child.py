@@ -15,6 +15,7 @@ from typing import Any, Final
 from hatchvm.base.errors import Unavailable
 from hatchvm.base.paths import DataPaths, VMPaths
 from hatchvm.client import Client
+from hatchvm.node import lazy
 from hatchvm.vmm.qemu import process
 
 _START_S: Final = 300.0  # the first start on a host builds the image
@@ -90,6 +91,7 @@ class ChildDaemon:
             for folder in self.paths.vms.glob("*"):
                 if stray := process.find(VMPaths(folder)):
                     stray.signal(signal.SIGKILL)
+                lazy.shoot(VMPaths(folder))
 
     def client(self) -> Client:
         """A client with the key that its first start made."""

@@ -190,6 +190,14 @@ async def kill_stray(paths: VMPaths) -> None:
         await asyncio.to_thread(mount.unmount, paths.lazy)
 
 
+def shoot(paths: VMPaths) -> None:
+    """As `kill_stray`, for those without an event loop; does not wait for its end."""
+    found = process.find(_marks(paths))
+    if found is not None:
+        found.signal(signal.SIGKILL)
+    mount.unmount(paths.lazy)
+
+
 async def complete(paths: VMPaths, engine: SnapshotEngine, pagers: Pagers) -> None:
     """Make the VM's disk whole, if it is not: a pager ended before it was. Nothing else uses it.
 

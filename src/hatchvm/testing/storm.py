@@ -39,7 +39,7 @@ _BLOCK: Final = 4096
 _SLOTS: Final = 24
 _POOL: Final = 60
 _GUESTS: Final = 6
-_AT_ONCE: Final = 3
+_AT_ONCE: Final = 4
 #: Between two batches: failed uploads and wakes are tried again.
 _PAUSE_S: Final = 10.0
 _PATIENCE_S: Final = 60.0
@@ -327,6 +327,7 @@ class Storm:
         """Whatever the house was doing ends here and now."""
         me = asyncio.current_task()
         while doomed := [task for task in asyncio.all_tasks() if task is not me and task.get_name() != _FRONT]:
+            await asyncio.sleep(0)  # every one of them has begun: what never did would be reported as forgotten
             for task in doomed:
                 task.cancel()
             for end in await asyncio.gather(*doomed, return_exceptions=True):

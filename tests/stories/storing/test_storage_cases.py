@@ -51,7 +51,7 @@ def files(world: World, kind: str) -> list[Path]:
 async def until_gone(world: World, kind: str) -> Amount:
     """Collect until nothing of that kind is left; what that removed in all."""
     objects = size = 0
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while files(world, kind):
             done = await world.house.storage.collect(0)
             objects, size = objects + done.deleted.objects, size + done.deleted.bytes
@@ -163,7 +163,7 @@ async def test_the_daemon_collects_by_itself(tmp_path: Path) -> None:
             await settled()
             world.clock.advance(seconds)
             await settled()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while len(events) < ended:
                     await asyncio.sleep(0)
             assert looks == len(events) == ended
@@ -296,7 +296,7 @@ async def test_a_delete_that_fails_half_way_is_finished(tmp_path: Path, interrup
             await world.house.snapshots.delete(row.id)
         else:
             other = await World(tmp_path).start()
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 while await rows(other, vm):
                     await asyncio.sleep(0)
             await other.stop()
