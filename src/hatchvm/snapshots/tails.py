@@ -40,14 +40,15 @@ class Tails:
             return None
 
     def put(self, pack: Pack, stored: bytes) -> None:
-        with local_errors(self._root):
+        """Never fails, nor does `begun`: on a full disk nothing is remembered, and stored all the same."""
+        with contextlib.suppress(OSError):
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_atomic(self._root / f"{pack.id}{_TAIL}", stored, durable=False)
 
     def begun(self, vm_id: str, pack: Pack, at_s: float) -> None:
         """Note that an upload of this VM's has stored a pack, at that moment (seconds since the epoch)."""
         line = json.dumps([pack.id, pack.size, pack.key_id.hex(), at_s])
-        with local_errors(self._root), self._unfinished(vm_id).open("a") as file:
+        with contextlib.suppress(OSError), self._unfinished(vm_id).open("a") as file:
             file.write(line + "\n")
 
     def unfinished(self, vm_id: str, since_s: float) -> list[Pack]:

@@ -83,3 +83,11 @@ def test_other_tails_are_forgotten(tmp_path: Path) -> None:
     tails.keep_only({"4" * 32})
     assert [tails.get(pack, Ring()) is not None for pack, *_ in made] == [False, True, False]
     assert tails.unfinished(VM, 0) == [ONE]
+
+
+def test_a_folder_that_cannot_be_written_costs_the_memory_only(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    tails = Tails(tmp_path / "file")
+    tails.put(ONE, b"tail")
+    tails.begun(VM, ONE, 10.0)
+    assert tails.unfinished(VM, 0) == []
