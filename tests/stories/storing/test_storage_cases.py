@@ -12,9 +12,11 @@ from structlog.testing import capture_logs
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Conflict, Corrupt, NotFound, Unavailable
+from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 from hatchvm.domain.stored import Amount, Kind
 from hatchvm.domain.vm import VM, NewVM
+from hatchvm.ports.node import Sizes
 from hatchvm.telemetry import logs, metrics
 from hatchvm.testing.vmm import no_hook
 from hatchvm.testing.world import World
@@ -332,3 +334,105 @@ async def test_a_deleted_vm_leaves_room_behind(world: World) -> None:
     removed = await until_gone(world, "packs")
     assert removed.objects >= 2
     await until_gone(world, "trash")
+
+
+async def test_a_commit_without_an_answer_leaves_nothing_behind_once_the_store_is_back(tmp_path: Path) -> None:
+    """The snapshot's row outlives its manifest, whatever fails and however often the daemon starts."""
+    async with World.running(tmp_path) as world:
+        vm, puts = await world.vm(), 0
+
+        async def lose_the_answer(at: str) -> None:
+            nonlocal puts
+            puts += at == "put done"
+            if puts == 2:
+                raise Unavailable("the store is down")
+
+        world.step.interfere = lose_the_answer
+        with pytest.raises(Unavailable):
+            await world.vms.snapshot(vm.id)
+        assert len(files(world, "snapshots")) == 1, "the manifest was the second"
+
+        async def fail(at: str) -> None:
+            if at == "get":
+                raise Unavailable("the store is down")
+
+        world.step.interfere = fail
+        await world.request(vm)
+        assert await world.snapshots(vm) == []
+        [row] = await rows(world, vm)
+        assert row.status is SnapshotStatus.DELETING
+        world.step.interfere = no_hook
+        other = await World(tmp_path).start()
+        async with asyncio.timeout(10):
+            while await rows(other, vm):
+                await asyncio.sleep(0)
+        await other.stop()
+        assert files(world, "snapshots") == []
+        assert (await world.house.storage.audit()).problems == []
+
+
+async def test_a_manifest_that_cannot_be_read_back_does_not_end_the_upload(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm, puts = await world.vm(), 0
+    committed = world.ctx.node.committed
+
+    async def lose_the_answer(at: str) -> None:
+        nonlocal puts
+        puts += at == "put done"
+        if puts == 2:
+            raise Unavailable("the store is down")
+
+    async def damaged(snapshot: Snapshot) -> Sizes | None:
+        raise Corrupt("the snapshot is damaged")
+
+    world.step.interfere = lose_the_answer
+    monkeypatch.setattr(world.ctx.node, "committed", damaged)
+    with pytest.raises(Unavailable):
+        await world.vms.snapshot(vm.id)
+    world.step.interfere = no_hook
+    world.clock.advance(1)
+    while (await rows(world, vm))[0].error != "the snapshot is damaged":
+        await asyncio.sleep(0)
+    monkeypatch.setattr(world.ctx.node, "committed", committed)
+    world.clock.advance(60)
+    again = world.owner(vm).upload
+    assert again is not None
+    await asyncio.wait([again])
+    assert [row.status for row in await rows(world, vm)] == [SnapshotStatus.COMMITTED]
+
+
+async def test_nothing_is_collected_while_a_stored_snapshot_is_missing(world: World) -> None:
+    vm, other = await deleted_snapshot(world), await world.asleep()
+    [kept] = files(world, "snapshots/" + other.id)
+    before = files(world, "packs")
+    content = kept.read_bytes()
+    kept.unlink()
+    [row] = await world.snapshots(other)
+    with pytest.raises(Corrupt, match=f"^nothing was removed, because the manifest of snapshot {row.id} is missing"):
+        await world.house.storage.collect(0)
+    assert files(world, "packs") == before
+    kept.write_bytes(content)
+    await until_gone(world, "trash")
+    assert world.state(vm) is State.RUNNING
+
+
+async def test_of_a_vm_that_is_being_deleted_no_snapshot_is_missing(world: World) -> None:
+    vm = await world.asleep()
+    [row] = await world.snapshots(vm)
+
+    async def fail(at: str) -> None:
+        if at == "delete done":
+            raise Unavailable("the store is down")
+
+    world.step.interfere = fail
+    with pytest.raises(Unavailable):
+        await world.vms.delete(vm.id)
+    world.step.interfere = no_hook
+    assert [one.status for one in await rows(world, vm)] == [SnapshotStatus.COMMITTED]
+    assert files(world, "snapshots") == []
+    assert (await world.house.storage.audit()).problems == []
+    await until_gone(world, "trash")
+    await world.vms.delete(vm.id)
+    with pytest.raises(NotFound):
+        await world.house.snapshots.get(row.id)
