@@ -28,5 +28,6 @@ check: setup ## lint, types, architecture
 fmt: setup ## format and mend what can be mended
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench: setup ## measure the promises: cold boot, pause window, wake
+bench: setup ## measure the promises: boot, pause, wake, what snapshots cost, waking from S3
+	@scripts/test-servers
 	@$(BIN)/python -m bench
