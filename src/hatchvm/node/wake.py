@@ -51,10 +51,8 @@ async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Hand
         raise Exhausted(
             "the wake could not be written down: the disk is full or failing", detail=repr(error)
         ) from error
-    resumed = tasks.spawn(handle.resume(), name=f"resume {vm.id}")
-    await outlast([resumed])
     try:
-        resumed.result()
+        await _resume(vm, handle)
     except HatchError:
         if await _end(handle):
             pair.put_back(paths, saved)
@@ -67,16 +65,21 @@ async def wake_lazily(host: Host, vm: VM, image: Image, ports: Collection[int], 
     ensure_room(host.paths.vm(vm.id), vm.spec.mem_mib)
     try:
         handle = await host.driver.restore(plan(host, vm, image, ports=ports, lazy=True))
-        resumed = tasks.spawn(handle.resume(), name=f"resume {vm.id}")
-        await outlast([resumed])
         try:
-            resumed.result()
+            await _resume(vm, handle)
         except HatchError:
             await handle.kill()
             raise
     except HatchError as error:
         raise await pager.wrong() or error from error
     return handle
+
+
+async def _resume(vm: VM, handle: Handle) -> None:
+    """Let the guest run, even if cancelled meanwhile: it may run already."""
+    resumed = tasks.spawn(handle.resume(), name=f"resume {vm.id}")
+    await outlast([resumed])
+    resumed.result()
 
 
 async def _end(handle: Handle) -> bool:

@@ -48,7 +48,6 @@ from hatchvm.snapshots.writer import Content, Writer
 #: stream -> the file `fetch` makes of it, named as in a VM's folder.
 FILES: Final = {layout.MEMORY: "memory", layout.STATE: "state", layout.DISK: "disk.qcow2"}
 
-
 #: How long what no manifest refers to is kept. An upload may take a quarter of it.
 GRACE: Final = timedelta(hours=6)
 #: A check that succeeded is not repeated for so long: it takes several requests, and orchestrators ask often.
@@ -95,6 +94,7 @@ class SnapshotEngine:
         self._ring = ring or Ring()
         self._grace = grace
         self._workers = Workers()
+        self._shelf = Shelf(store, self._workers, self._ring)
         self._checked_at_s: float | None = None
 
     async def write(self, keys: SnapshotKeys, files: Files, facts: Facts) -> Manifest:
@@ -141,7 +141,7 @@ class SnapshotEngine:
         Raises NotFound if there is no such snapshot, Corrupt if it is damaged, Unsupported if it is too new.
         """
         try:
-            data, said = await self._shelf().look(keys, keys.manifest)
+            data, said = await self._shelf.look(keys, keys.manifest)
         except NotFound as error:
             raise NotFound(f"snapshot {keys.snapshot_id} is not in the object store") from error
         if isinstance(said, HatchError):
@@ -180,7 +180,7 @@ class SnapshotEngine:
     async def delete(self, keys: SnapshotKeys) -> None:
         """Remove a snapshot. May be repeated. Its packs stay until nobody can need them: see `collect`."""
         try:
-            data, _ = await self._shelf().look(keys, keys.manifest)
+            data, _ = await self._shelf.look(keys, keys.manifest)
         except NotFound:
             return
         await self._store.put(keys.trash, data)
@@ -188,7 +188,7 @@ class SnapshotEngine:
 
     async def delete_vm(self, vm_id: str) -> None:
         """Remove all snapshots of a VM. May be repeated."""
-        while found := manifests(await self._shelf().under(vm_prefix(vm_id))):
+        while found := manifests(await self._shelf.under(vm_prefix(vm_id))):
             for keys in found:
                 await self.delete(keys)
         self._tails.finished(vm_id)
@@ -208,16 +208,13 @@ class SnapshotEngine:
             self._tails.forget_uploads()
 
         rule = Rule(grace=grace, usual=self._grace, rows=rows, allow=allowed)
-        done, left = await collect(self._shelf(), self._clock, rule)
+        done, left = await collect(self._shelf, self._clock, rule)
         await asyncio.to_thread(self._tails.keep_only, {key.rpartition("/")[2] for key in left})
         return done
 
     async def audit(self, rows: Collection[str]) -> Audit:
         """What is stored, and what is wrong with it. `rows`: ids of the snapshots that are said to be stored."""
-        return await audit(self._shelf(), rows, self._clock.now() - self._grace)
-
-    def _shelf(self) -> Shelf:
-        return Shelf(self._store, self._workers, self._ring)
+        return await audit(self._shelf, rows, self._clock.now() - self._grace)
 
     def _reader(self, manifest: Manifest) -> Reader:
         return Reader(self._store, self._workers, manifest, self._ring)
@@ -226,7 +223,7 @@ class SnapshotEngine:
         domain = domain_of(facts.stamp.image_digest)
         now_s = self._clock.now().timestamp()
         recent = self._tails.unfinished(vm_id, now_s - self._grace.total_seconds() / 2)
-        known = await Known(self._store, self._workers, self._tails, self._ring, domain).of(facts.bases, recent)
+        known = await Known(self._shelf, self._tails, domain).of(facts.bases, recent)
 
         def stored(pack: Pack, tail: bytes) -> None:
             self._tails.put(pack, tail)

@@ -6,14 +6,12 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from hatchvm.base.errors import Corrupt, NotFound, Unsupported
-from hatchvm.ports.objects import ObjectStore
-from hatchvm.snapshots.layout import MAX_MANIFEST_BYTES, SnapshotKeys, pack_key
+from hatchvm.snapshots.layout import SnapshotKeys, pack_key
 from hatchvm.snapshots.manifest import Manifest, Pack
 from hatchvm.snapshots.pack import Tail, parse_end, tail_start
-from hatchvm.snapshots.parse import decode
-from hatchvm.snapshots.seal import Ring
+from hatchvm.snapshots.shelf import Shelf
 from hatchvm.snapshots.tails import Tails
-from hatchvm.snapshots.workers import Workers, run_all
+from hatchvm.snapshots.workers import run_all
 
 #: Blocks beyond this many are not looked for: 40 MiB of index. The VM's own come first.
 _MAX_BLOCKS: Final = 1024 * 1024
@@ -23,11 +21,11 @@ _WIDTH: Final = 16
 class Known:
     """Looks up packs of one domain, sealed as this writer seals: a key that is being retired falls out of use."""
 
-    def __init__(self, store: ObjectStore, workers: Workers, tails: Tails, ring: Ring, domain: str) -> None:
-        self._store = store
-        self._workers = workers
+    def __init__(self, shelf: Shelf, tails: Tails, domain: str) -> None:
+        self._shelf = shelf
+        self._store = shelf.store
+        self._ring = shelf.ring
         self._tails = tails
-        self._ring = ring
         self._domain = domain
 
     async def of(self, bases: Iterable[SnapshotKeys], recent: Sequence[Pack]) -> list[tuple[Pack, Tail]]:
@@ -59,10 +57,10 @@ class Known:
 
     async def _manifest(self, keys: SnapshotKeys) -> Manifest | None:
         try:
-            data = await self._store.get(keys.manifest, length=MAX_MANIFEST_BYTES + 1)
-            return await self._workers.run(lambda _: decode(data, keys, self._ring))
-        except (NotFound, Corrupt, Unsupported):
+            _, said = await self._shelf.look(keys, keys.manifest)
+        except NotFound:
             return None
+        return said if isinstance(said, Manifest) else None
 
     async def _tail(self, pack: Pack) -> Tail | None:
         key = pack_key(self._domain, pack.id)

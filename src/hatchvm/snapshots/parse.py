@@ -16,12 +16,12 @@ from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
-import zstandard
 
 from hatchvm.base.errors import Corrupt, Unsupported
 from hatchvm.domain.snapshot import Stamp
 from hatchvm.snapshots import layout
 from hatchvm.snapshots.codec import Codec, digest
+from hatchvm.snapshots.codec import decode as unpack
 from hatchvm.snapshots.layout import SnapshotKeys
 from hatchvm.snapshots.manifest import FRAME, HEAD, MAGIC, Frames, Manifest, Pack, Stream, context
 from hatchvm.snapshots.seal import OPEN, TAG_BYTES, Ring
@@ -80,12 +80,9 @@ def _plain(data: bytes, keys: SnapshotKeys, ring: Ring) -> bytes:
     sealer = ring.sealer(key_id, context(keys, salt))
     if sealer is not None:
         body = sealer.open(0, body)
-    try:
-        if not zstandard.get_frame_parameters(body).content_size == plain_bytes <= layout.MAX_MANIFEST_BYTES:
-            raise ValueError("it declares another size")
-        return zstandard.ZstdDecompressor().decompress(body, max_output_size=plain_bytes, allow_extra_data=False)
-    except zstandard.ZstdError as error:
-        raise ValueError(str(error)) from error
+    if plain_bytes > layout.MAX_MANIFEST_BYTES:
+        raise ValueError("it is too long")
+    return unpack(Codec.ZSTD, body, plain_bytes)
 
 
 def _manifest(reader: _Reader, keys: SnapshotKeys, encoded_bytes: int) -> Manifest:

@@ -76,9 +76,8 @@ async def _bring_back(ctx: Context, owner: Owner, source: Snapshot | None, *, di
                     await ctx.node.fetch_disk(owner.vm, image, source)
                 else:  # not lazily: if it fails, the VM must still have what it had
                     await ctx.node.fetch(owner.vm, image, source, lazily=False)
-            touched = True
+        touched = True
         if disk:
-            touched = True
             await ctx.node.boot(owner.vm, image)
         else:
             async with asyncio.timeout_at(deadline):

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any, Final
+from typing import Final
 
 import structlog
 
@@ -88,12 +88,12 @@ def forget(snapshot: Snapshot | None) -> Callable[[Tx], Awaitable[None]] | None:
 def remove_later(ctx: Context, snapshot: Snapshot | None) -> None:
     """`remove` it in the background; if that fails, the next upload's end or the next start tries again."""
     if snapshot is not None:
-        tasks.supervise(_or_warn(remove(ctx, snapshot), snapshot), name=f"remove {snapshot.id}")
+        tasks.supervise(_remove_or_warn(ctx, snapshot), name=f"remove {snapshot.id}")
 
 
-async def _or_warn(work: Coroutine[Any, Any, None], snapshot: Snapshot) -> None:
+async def _remove_or_warn(ctx: Context, snapshot: Snapshot) -> None:
     try:
-        await work
+        await remove(ctx, snapshot)
     except HatchError as error:
         _log.warning(logs.SNAPSHOT_NOT_REMOVED, snapshot=snapshot.id, error=str(error), detail=error.detail)
 
