@@ -1,6 +1,8 @@
-"""The identity of an image: one digest over its files and its boot arguments."""
+"""The identity of an image: one digest over its files and its boot arguments; and that of what it is built from."""
 
 from __future__ import annotations
+
+from importlib.resources.abc import Traversable
 
 from blake3 import blake3
 
@@ -20,3 +22,13 @@ def digest(boot: Boot) -> str:
 def size_bytes(boot: Boot) -> int:
     """Bytes of all files, as a reader sees them (holes included)."""
     return sum(path.stat().st_size for path in (boot.kernel, boot.initrd, boot.rootfs) if path)
+
+
+def of_sources(*sources: Traversable) -> str:
+    """BLAKE3, 64 hex digits, over the names and contents of files, and of those that lie right in a folder."""
+    whole = blake3()
+    for number, source in enumerate(sources):
+        files = [source] if source.is_file() else [inner for inner in source.iterdir() if inner.is_file()]
+        for file in sorted(files, key=lambda one: one.name):
+            whole.update(f"{number} {file.name}\0".encode() + blake3(file.read_bytes()).digest())
+    return whole.hexdigest()

@@ -7,11 +7,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Final
 
-from blake3 import blake3
-
 from hatchvm.domain.image import Boot
-from hatchvm.images import cpio, debian, ext4, kernel, libraries
-from hatchvm.images.modules import Modules
+from hatchvm.images import content, debian, ext4, initrd, kernel, libraries
 from hatchvm.images.tools import run
 from hatchvm.images.tree import Tree
 
@@ -22,13 +19,14 @@ DISK_MIB: Final = 256
 INODES: Final = 16384
 
 _KERNEL_PACKAGE: Final = "linux-image-cloud-amd64"
-_PROGRAM_PACKAGES: Final = ("busybox-static", "dropbear-bin", "lz4")
-_ROOT_MODULES: Final = (
-    *("virtio_ring", "virtio", "virtio_mmio", "failover", "net_failover", "virtio_net", "virtio_blk", "ext4"),
-    *("virtio_balloon", "virtio_rng", "button", "evdev"),
-)
-_SEED_MODULES: Final = ("cdrom", "isofs")
-_DROPBEAR: Final = ("usr/sbin/dropbear", "usr/bin/dropbearkey", "usr/bin/dbclient")
+_PROGRAM_PACKAGES: Final = ("busybox-static", "dropbear-bin", "openssh-sftp-server", "lz4")
+#: path in the packages -> path in the guest
+_PROGRAMS: Final = {
+    "usr/sbin/dropbear": "usr/sbin/dropbear",
+    "usr/bin/dropbearkey": "usr/bin/dropbearkey",
+    "usr/bin/dbclient": "usr/bin/dbclient",
+    "usr/lib/openssh/sftp-server": "usr/lib/sftp-server",  # where dropbear looks for it
+}
 _LIBRARIES: Final = "usr/lib/x86_64-linux-gnu"
 #: script of ours -> path in the guest, mode
 _GUEST: Final = {
@@ -56,15 +54,11 @@ _ETC: Final = {
 def key() -> str:
     """A digest of everything of ours that shapes the image, this code included: equal keys may share a build."""
     package = resources.files("hatchvm.images")
-    sources = [*package.iterdir(), *package.joinpath("guest").iterdir()]
-    whole = blake3()
-    for source in sorted((source for source in sources if source.is_file()), key=lambda source: source.name):
-        whole.update(f"{source.name}\0".encode() + blake3(source.read_bytes()).digest())
-    return whole.hexdigest()
+    return content.of_sources(package, package / "guest")
 
 
 def boot(folder: Path, boot_args: str) -> Boot:
-    """The files of a build in `folder`."""
+    """The files of a built-in image in `folder`."""
     return Boot(
         kernel=folder / "kernel",
         initrd=folder / "initrd",
@@ -80,32 +74,17 @@ def build(target: Path, scratch: Path, progress: Callable[[str], None]) -> Boot:
     Needs apt and e2fsprogs, but neither root nor a compiler. Raises Unavailable or Unsupported.
     """
     progress("fetching Debian packages")
-    packages = debian.unpack(_KERNEL_PACKAGE, _PROGRAM_PACKAGES, scratch)
+    packages = debian.unpack(scratch, _PROGRAM_PACKAGES, meta_package=_KERNEL_PACKAGE)
     progress("writing kernel, initrd and root disk")
     (bzimage,) = (packages / "boot").glob("vmlinuz-*")
     lz4 = libraries.runnable(packages, packages / "usr/bin/lz4", scratch / "lz4")
     kernel.unpack(bzimage, target / "kernel", lz4)
-    (target / "initrd").write_bytes(cpio.archive(_initrd(packages)))
+    (modules,) = (packages / "lib/modules").iterdir()
+    initrd.write(target / "initrd", busybox=_busybox(packages).read_bytes(), modules=modules)
     staging = scratch / "rootfs"
     staging.mkdir()
     ext4.make(target / "rootfs.img", _rootfs(packages), size_mib=DISK_MIB, inodes=INODES, scratch=staging)
     return boot(target, BOOT_ARGS)
-
-
-def _initrd(packages: Path) -> Tree:
-    tree = Tree()
-    for folder in ("dev", "root"):
-        tree.folder(folder)
-    tree.device("dev/console", 0o600, 5, 1)
-    tree.program("bin/busybox", _busybox(packages).read_bytes())
-    for applet in ("mount", "insmod", "switch_root", "poweroff"):
-        tree.link(f"bin/{applet}", "busybox")
-    tree.program("init", _guest_file("initrd.sh"))
-    (release,) = (packages / "lib/modules").iterdir()
-    order = Modules(release).load_order((*_ROOT_MODULES, *_SEED_MODULES))
-    for number, (name, content) in enumerate(order.items()):
-        tree.file(f"modules{'-seed' if name in _SEED_MODULES else ''}/{number:02}-{name}.ko", content)
-    return tree
 
 
 def _rootfs(packages: Path) -> Tree:
@@ -122,10 +101,10 @@ def _rootfs(packages: Path) -> Tree:
     for name, (path, mode) in _GUEST.items():
         tree.file(path, _guest_file(name), mode)
     _add_busybox(tree, _busybox(packages))
-    for program in _DROPBEAR:
-        tree.program(program, (packages / program).read_bytes())
-    for name, content in libraries.needed(packages, [packages / program for program in _DROPBEAR]).items():
-        tree.program(f"{_LIBRARIES}/{name}", content)
+    for source, path in _PROGRAMS.items():
+        tree.program(path, (packages / source).read_bytes())
+    for name, library in libraries.needed(packages, [packages / source for source in _PROGRAMS]).items():
+        tree.program(f"{_LIBRARIES}/{name}", library)
     tree.link(f"lib64/{libraries.LOADER}", f"/{_LIBRARIES}/{libraries.LOADER}")
     tree.link("lib", "usr/lib")
     return tree

@@ -16,11 +16,8 @@ def run(*argv: str, cwd: Path | None = None, env: Mapping[str, str] | None = Non
 
     Raises Unsupported if it is not installed, Unavailable (stderr in `detail`) if it fails.
     """
-    program = shutil.which(argv[0], path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
-    if program is None:
-        raise Unsupported(f"building an image needs the program {argv[0]}, which is not installed")
     done = subprocess.run(
-        [program, *argv[1:]],
+        [path_of(argv[0]), *argv[1:]],
         cwd=cwd,
         env={**os.environ, "LC_ALL": "C", **(env or {})},
         stdin=subprocess.DEVNULL,
@@ -31,3 +28,11 @@ def run(*argv: str, cwd: Path | None = None, env: Mapping[str, str] | None = Non
     if done.returncode != 0:
         raise Unavailable(f"{argv[0]} failed while building an image", detail=done.stderr[-2000:])
     return done.stderr if complaints else done.stdout
+
+
+def path_of(program: str) -> str:
+    """Raises Unsupported if it is not installed."""
+    found = shutil.which(program, path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
+    if found is None:
+        raise Unsupported(f"building an image needs the program {program}, which is not installed")
+    return found

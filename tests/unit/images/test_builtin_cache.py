@@ -1,4 +1,4 @@
-"""Finding, building and publishing `tiny`: everything but what is in it, which a recipe of a few bytes stands for."""
+"""Finding and building built-in images: everything but what is in them, which a recipe of a few bytes stands for."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ import pytest
 
 from hatchvm.base.errors import Unavailable
 from hatchvm.base.ids import is_id
-from hatchvm.domain.image import Boot, Image
-from hatchvm.images import recipe
-from hatchvm.images.tiny import build_tiny
+from hatchvm.domain.image import DEBIAN, TINY, Boot, Builtin, Image
+from hatchvm.images import builtin, content, recipe
 
 
 class Recipe:
-    """Stands for `recipe`: counts builds, can be changed and made to fail."""
+    """Stands for that of `tiny`: counts builds, can be changed and made to fail."""
 
     def __init__(self) -> None:
         self.builds = 0
@@ -39,24 +38,23 @@ class Recipe:
 @pytest.fixture
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> Recipe:
     stand_in = Recipe()
-    monkeypatch.setattr(recipe, "key", stand_in.key)
-    monkeypatch.setattr(recipe, "build", stand_in.build)
+    monkeypatch.setitem(builtin.RECIPES, TINY, builtin.Recipe(stand_in.key, stand_in.build))
     return stand_in
 
 
 async def tiny(cache: Path) -> Image:
-    return await build_tiny(cache, lambda step: None)
+    return await builtin.build(TINY, cache, lambda step: None)
 
 
 async def test_the_first_call_builds_and_the_second_finds(tmp_path: Path, stand_in: Recipe) -> None:
     steps: list[str] = []
-    image = await build_tiny(tmp_path / "cache", steps.append)
+    image = await builtin.build(TINY, tmp_path / "cache", steps.append)
     assert steps == ["building one"]
     assert is_id(image.id, "img") and image.id[4:] == image.digest[:12]
     assert (image.name, image.builtin, image.boot.boot_args) == ("tiny", True, "quiet")
     assert image.boot.kernel == tmp_path / "cache" / f"tiny-{image.digest}" / "kernel"
     assert image.size_bytes == len("kernel one" + "initrd one" + "rootfs.img one")
-    assert await build_tiny(tmp_path / "cache", steps.append) == image
+    assert await builtin.build(TINY, tmp_path / "cache", steps.append) == image
     assert stand_in.builds == 1
 
 
@@ -75,7 +73,7 @@ async def test_two_recipes_with_one_result_share_it(
     tmp_path: Path, stand_in: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = await tiny(tmp_path)
-    monkeypatch.setattr(recipe, "key", lambda: "another key")
+    monkeypatch.setitem(builtin.RECIPES, TINY, builtin.Recipe(lambda: "another key", stand_in.build))
     assert await tiny(tmp_path) == first
     assert stand_in.builds == 2
 
@@ -117,6 +115,39 @@ async def test_a_cache_that_cannot_be_written_is_said(tmp_path: Path, stand_in: 
         await tiny(tmp_path / "file" / "cache")
 
 
-def test_the_key_follows_the_sources() -> None:
-    assert recipe.key() == recipe.key()
-    assert len(recipe.key()) == 64
+async def test_two_images_share_a_cache_and_no_more(
+    tmp_path: Path, stand_in: Recipe, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(builtin.RECIPES, DEBIAN, builtin.Recipe(stand_in.key, stand_in.build))
+    assert builtin.find(DEBIAN, tmp_path) is None
+    first = await tiny(tmp_path)
+    assert builtin.find(DEBIAN, tmp_path) is None
+    (tmp_path / ".tiny-build.running").mkdir()
+    second = await builtin.build(DEBIAN, tmp_path, lambda step: None)
+    assert (first.name, second.name) == ("tiny", "debian")
+    assert first.boot.kernel != second.boot.kernel
+    assert (tmp_path / ".tiny-build.running").exists()
+    assert builtin.find(DEBIAN, tmp_path) == second
+
+
+@pytest.mark.parametrize("name", sorted(builtin.RECIPES))
+def test_the_key_follows_the_sources(name: Builtin) -> None:
+    key = builtin.RECIPES[name].key
+    assert key() == key()
+    assert len(key()) == 64
+
+
+def test_sources_are_told_apart_by_folder_name_and_content(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    for folder in (one, two):
+        (folder / "below").mkdir(parents=True)
+    (one / "file").write_text("text")
+    seen = {content.of_sources(one, two), content.of_sources(two, one)}
+    (one / "below" / "ignored").write_text("text")
+    assert content.of_sources(one, two) in seen
+    (one / "file").write_text("other text")
+    seen.add(content.of_sources(one, two))
+    (one / "file").rename(one / "name")
+    seen.add(content.of_sources(one, two))
+    seen.add(content.of_sources(one / "name", two))
+    assert len(seen) == 4, "a file is the same as the folder in which it is alone"
