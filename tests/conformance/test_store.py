@@ -15,9 +15,11 @@ from hatchvm.base.errors import Conflict, HatchError, Invalid, NotFound, StaleGe
 from hatchvm.base.tasks import spawn
 from hatchvm.domain.image import Boot, Image, Template
 from hatchvm.domain.key import ApiKey, digest_of
+from hatchvm.domain.lease import Lease
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.route import Route
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
+from hatchvm.domain.ssh_key import SSHKey
 from hatchvm.domain.vm import VM, VMSpec
 from hatchvm.ports.store import Store, Tx
 from hatchvm.store.store import SqlStore
@@ -76,7 +78,17 @@ def a_key(key_id: str = "key-1", **fields: Any) -> ApiKey:
     return ApiKey(id=key_id, **(row | fields))
 
 
-#: table -> makes a row with the given id; routes and snapshots belong to OWNER
+def a_lease(lease_id: str = "hold-1", **fields: Any) -> Lease:
+    row: dict[str, Any] = {"vm_id": "vm-000000000001", "reason": "", "created_at": NOW, "expires_at": NOW + SECOND}
+    return Lease(id=lease_id, **(row | fields))
+
+
+def an_ssh_key(key_id: str = "ssh-1", **fields: Any) -> SSHKey:
+    row: dict[str, Any] = {"name": "laptop", "public_key": "ssh-ed25519 AAAA", "fingerprint": f"SHA256:{key_id}"}
+    return SSHKey(id=key_id, **({**row, "created_at": NOW} | fields))
+
+
+#: table -> makes a row with the given id; belongings are OWNER's
 MAKERS: Final[dict[str, Callable[..., Any]]] = {
     "vms": a_vm,
     "routes": a_route,
@@ -84,8 +96,14 @@ MAKERS: Final[dict[str, Callable[..., Any]]] = {
     "images": an_image,
     "templates": a_template,
     "keys": a_key,
+    "leases": a_lease,
+    "ssh_keys": an_ssh_key,
 }
-NOUNS: Final = dict(zip(MAKERS, ("vm", "route", "snapshot", "image", "template", "key"), strict=True))
+#: What belongs to a VM and goes with it.
+BELONGINGS: Final = ("routes", "snapshots", "leases")
+NOUNS: Final = dict(
+    zip(MAKERS, ("vm", "route", "snapshot", "image", "template", "key", "hold", "ssh key"), strict=True)
+)
 OWNER: Final = a_vm()
 
 every_table = pytest.mark.parametrize("table", MAKERS)
@@ -157,10 +175,13 @@ FULL_BOOT: Final = Boot(
         ("templates", a_template()),
         ("templates", a_template(defaults={"vcpu_count": 2, "enable_network": False, "metadata": {"a": "b"}})),
         ("keys", a_key()),
+        ("leases", a_lease()),
+        ("leases", a_lease(reason="nightly ünicode", expires_at=NOW + 30 * 86400 * SECOND)),
+        ("ssh_keys", an_ssh_key(name="phone", public_key="ssh-rsa " + "A" * 700)),
     ],
 )
 async def test_a_row_comes_back_as_it_was_written(store: Store, table: str, row: Any) -> None:
-    if table in ("routes", "snapshots"):
+    if table in BELONGINGS:
         await put(store, vms=OWNER)
     await put(store, **{table: row})
     async with store.begin() as tx:
@@ -218,7 +239,7 @@ async def test_delete_removes_one_row_and_may_be_repeated(store: Store, table: s
 
 @every_table
 async def test_lists_are_newest_first_then_by_id(store: Store, table: str) -> None:
-    if table in ("routes", "snapshots"):
+    if table in BELONGINGS:
         await put(store, vms=OWNER)
     make = MAKERS[table]
     for row in (make("b"), make("c", created_at=NOW + SECOND), make("a"), make("d", created_at=NOW - SECOND)):
@@ -236,6 +257,12 @@ async def test_lists_are_newest_first_then_by_id(store: Store, table: str) -> No
         ("images", an_image("a", name="tiny"), an_image("b", name="tiny"), 'image name "tiny" is already in use'),
         ("templates", a_template("a", name="t"), a_template("b", name="t"), 'template name "t" is already in use'),
         ("keys", a_key("a", digest="same"), a_key("b", digest="same"), "this key is already in use"),
+        (
+            "ssh_keys",
+            an_ssh_key("a", fingerprint="SHA256:x"),
+            an_ssh_key("b", fingerprint="SHA256:x"),
+            "this SSH key is already in use",
+        ),
         ("vms", a_vm("a"), a_vm("a"), "id a is already in use"),
         ("vms", a_vm("a", name="{0.x}"), a_vm("b", name="{0.x}"), 'vm name "{0.x}" is already in use'),
     ],
@@ -361,7 +388,7 @@ async def test_of_racing_updates_with_one_generation_exactly_one_wins(store: Sto
         assert await tx.vms.get(OWNER.id) == winners[0]
 
 
-@pytest.mark.parametrize("table", ["vms", "routes", "snapshots", "images"])
+@pytest.mark.parametrize("table", ["vms", "routes", "snapshots", "leases", "images"])
 async def test_an_update_of_a_missing_row_is_not_found(store: Store, table: str) -> None:
     error = await refused(store, lambda tx: getattr(tx, table).update(MAKERS[table]("nope")))
     assert isinstance(error, NotFound)
@@ -369,17 +396,20 @@ async def test_an_update_of_a_missing_row_is_not_found(store: Store, table: str)
 
 
 async def test_belongings_are_updated_whole(store: Store) -> None:
-    other_route, other_snapshot = a_route("rt-2"), a_snapshot("snap-2")
-    await put(store, vms=OWNER, routes=other_route, snapshots=other_snapshot)
-    await put(store, routes=a_route(), snapshots=a_snapshot())
+    other_route, other_snapshot, other_lease = a_route("rt-2"), a_snapshot("snap-2"), a_lease("hold-2")
+    await put(store, vms=OWNER, routes=other_route, snapshots=other_snapshot, leases=other_lease)
+    await put(store, routes=a_route(), snapshots=a_snapshot(), leases=a_lease())
     route = a_route(target_port=8080, auto_wake=False, updated_at=NOW + SECOND)
     snapshot = a_snapshot(status=SnapshotStatus.COMMITTED, stored_bytes=5)
+    lease = a_lease(reason="longer", expires_at=NOW + 9 * SECOND)
     async with store.begin() as tx:
         await tx.routes.update(route)
         await tx.snapshots.update(snapshot)
+        await tx.leases.update(lease)
     async with store.begin() as tx:
         assert await tx.routes.list() == [other_route, route]
         assert await tx.snapshots.list() == [other_snapshot, snapshot]
+        assert await tx.leases.list() == [other_lease, lease]
 
 
 async def test_an_update_of_an_image_changes_its_name_only(store: Store) -> None:
@@ -418,23 +448,23 @@ async def test_an_update_takes_no_activity_back(store: Store, known_to_writer: d
         assert await tx.vms.get(OWNER.id) == written
 
 
-async def test_deleting_a_vm_takes_its_routes_and_snapshots_along(store: Store) -> None:
-    await put(store, vms=a_vm("b"), routes=a_route("rb", vm_id="b"), snapshots=a_snapshot("sb", vm_id="b"))
-    await put(store, vms=OWNER, routes=a_route(), snapshots=a_snapshot())
+async def test_deleting_a_vm_takes_its_belongings_along(store: Store) -> None:
+    await put(store, vms=a_vm("b"), **{table: MAKERS[table](f"{table}-b", vm_id="b") for table in BELONGINGS})
+    await put(store, vms=OWNER, **{table: MAKERS[table]() for table in BELONGINGS})
     async with store.begin() as tx:
         await tx.vms.delete(OWNER.id)
     async with store.begin() as tx:
-        assert [row.id for row in await tx.routes.list()] == ["rb"]
-        assert [row.id for row in await tx.snapshots.list()] == ["sb"]
+        for table in BELONGINGS:
+            assert [row.id for row in await getattr(tx, table).list()] == [f"{table}-b"]
 
 
-@pytest.mark.parametrize("table", ["routes", "snapshots"])
+@pytest.mark.parametrize("table", BELONGINGS)
 async def test_nothing_can_belong_to_a_missing_vm(store: Store, table: str) -> None:
     error = await refused(store, lambda tx: getattr(tx, table).insert(MAKERS[table]("a")))
     assert (type(error), error.message) == (NotFound, "vm not found")
 
 
-@pytest.mark.parametrize("table", ["routes", "snapshots"])
+@pytest.mark.parametrize("table", BELONGINGS)
 async def test_belongings_are_listed_by_vm_newest_first(store: Store, table: str) -> None:
     make = MAKERS[table]
     await put(store, vms=OWNER)
@@ -452,6 +482,23 @@ async def test_used_ssh_ports(store: Store) -> None:
         await put(store, vms=vm)
     async with store.begin() as tx:
         assert await tx.vms.used_ssh_ports() == {16000, 16002}
+
+
+async def test_guests_on_the_bridge_have_an_address_each_and_others_may_all_have_the_same(store: Store) -> None:
+    address = {"guest_ip": "172.16.0.10", "guest_mac": "06:00:ac:10:00:0a"}
+    await put(store, vms=a_vm("a", tap_name="a", state=State.SNAPSHOTTED, **address))
+    for row_id in ("b", "c"):
+        await put(store, vms=a_vm(row_id, **address))
+    await put(store, vms=a_vm("d", tap_name="d", guest_ip="172.16.0.11", guest_mac="06:00:ac:10:00:0b"))
+    async with store.begin() as tx:
+        assert await tx.vms.used_addresses() == {"172.16.0.10", "172.16.0.11"}
+    for other, sentence in (
+        ({"guest_mac": "06:00:ac:10:00:0c"}, "guest_ip 172.16.0.10 is already in use"),
+        ({"guest_ip": "172.16.0.12"}, "guest_mac 06:00:ac:10:00:0a is already in use"),
+    ):
+        taken = a_vm("e", tap_name="e", **(address | other))
+        error = await refused(store, lambda tx, taken=taken: tx.vms.insert(taken))  # type: ignore[misc]
+        assert (type(error), error.message) == (Conflict, sentence)
 
 
 async def test_count_by_image(store: Store) -> None:
@@ -481,6 +528,13 @@ async def test_a_key_is_found_by_its_digest(store: Store) -> None:
     async with store.begin() as tx:
         assert await tx.keys.find_digest(digest_of("key-1")) == a_key()
         assert await tx.keys.find_digest("nope") is None
+
+
+async def test_an_ssh_key_is_found_by_its_fingerprint(store: Store) -> None:
+    await put(store, ssh_keys=an_ssh_key())
+    async with store.begin() as tx:
+        assert await tx.ssh_keys.find_fingerprint("SHA256:ssh-1") == an_ssh_key()
+        assert await tx.ssh_keys.find_fingerprint("SHA256:SSH-1") is None
 
 
 async def test_fifty_units_of_work_at_once_lose_no_change(store: Store) -> None:

@@ -11,8 +11,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
@@ -22,16 +21,15 @@ import pytest
 from hatchvm.base import tasks
 from hatchvm.base.errors import Corrupt, Unavailable, Upstream, UpstreamTimeout
 from hatchvm.base.paths import VMPaths
-from hatchvm.domain.image import Boot
+from hatchvm.domain.image import TINY, Boot
+from hatchvm.images import builtin
 from hatchvm.images.seed import write_seed
-from hatchvm.images.tiny import build_tiny
 from hatchvm.ports.vmm import Driver, Exit, Handle, LaunchPlan, NetPlan
 from hatchvm.server.config import load
 from hatchvm.testing.vmm import OPEN, FakeDriver, Machines
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.driver import QEMUDriver
 from hatchvm.vmm.qemu.handle import QEMU
-from hatchvm.vmm.qemu.reach import free_ports
 
 WEB: Final = 8080
 CLOSED: Final = 81
@@ -69,9 +67,6 @@ class Rig(Protocol):
     def forge(self, paths: VMPaths, pid: int) -> None:
         """Make the folder name a process that is not its own."""
 
-    def taken(self) -> Iterator[int]:
-        """A host port that a stranger uses."""
-
 
 class FakeRig:
     mem_mib = 32
@@ -95,17 +90,13 @@ class FakeRig:
     def forge(self, paths: VMPaths, pid: int) -> None:
         """Its processes are known by their folder: there is nothing to forge."""
 
-    def taken(self) -> Iterator[int]:
-        self._machines.exposed[9999] = None
-        yield 9999
-
 
 class QEMURig:
     mem_mib = 128
 
     def __init__(self, folder: Path) -> None:
         self._accel = folder / "accel.json"
-        image = asyncio.run(build_tiny(load(None).cache_dir, print))
+        image = asyncio.run(builtin.build(TINY, load(None).cache_dir, print))
         self.boot = image.boot
 
     def driver(self) -> Driver:
@@ -127,10 +118,6 @@ class QEMURig:
     def forge(self, paths: VMPaths, pid: int) -> None:
         record = json.loads(paths.process.read_text()) if paths.process.exists() else {"boot_id": "", "start_ticks": 0}
         paths.process.write_text(json.dumps({**record, "pid": pid, "start_ticks": 1}))
-
-    def taken(self) -> Iterator[int]:
-        with socket.create_server(("127.0.0.1", 0)) as stranger:
-            yield stranger.getsockname()[1]
 
 
 RIGS: Final = [
@@ -347,12 +334,6 @@ async def test_what_accepted_is_remembered(handle: Handle) -> None:
     assert handle.accepted == frozenset()
     await count(handle)
     assert handle.accepted == {WEB}
-
-
-async def test_a_port_of_the_host_can_lead_to_the_guest_unless_it_is_taken(rig: Rig, handle: Handle) -> None:
-    with contextmanager(rig.taken)() as port:
-        assert not await handle.expose(WEB, port)
-    assert await handle.expose(WEB, free_ports(1)[0])
 
 
 async def test_damaged_state_is_corrupt_and_leaves_no_process(rig: Rig, plan: LaunchPlan) -> None:

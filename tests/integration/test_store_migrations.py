@@ -4,19 +4,42 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Final
 
 import pytest
+from alembic import command
 from alembic.autogenerate import compare_metadata
+from alembic.config import Config
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import OperationalError
 
 from hatchvm.base.errors import Unsupported
+from hatchvm.domain.lifecycle import State
 from hatchvm.store.engine import connect
 from hatchvm.store.schema import upgrade
 from hatchvm.store.store import SqlStore
-from hatchvm.store.tables import metadata
+from hatchvm.store.tables import leases, metadata, ssh_keys, vms
+
+NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
+A_VM: Final[dict[str, object]] = {
+    "image_id": "img-1",
+    "vcpu_count": 1,
+    "mem_mib": 64,
+    "enable_network": True,
+    "metadata": {},
+    "state": State.STOPPED,
+    "state_reason": "",
+    "node_id": "node-1",
+    "created_at": NOW,
+    "updated_at": NOW,
+    "guest_ip": "10.0.2.15",
+    "guest_mac": "06:00:0a:00:02:0f",
+    "wake_failures": 0,
+    "generation": 0,
+}
 
 
 @pytest.fixture
@@ -62,6 +85,19 @@ def test_upgrading_again_changes_nothing(connection: Connection) -> None:
     before = shape(connection)
     upgrade(connection)
     assert shape(connection) == before
+
+
+def test_an_upgrade_keeps_the_rows_of_the_first_schema(connection: Connection) -> None:
+    """Guests of private user networks may all have one address: the second schema must not mind."""
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", "hatchvm.store:migrations")
+    with connection.begin():
+        command.upgrade(config, "0001")
+        connection.execute(insert(vms), [A_VM | {"id": "vm-1"}, A_VM | {"id": "vm-2"}])
+    upgrade(connection)
+    assert sorted(connection.scalars(select(vms.c.id))) == ["vm-1", "vm-2"]
+    assert connection.scalars(select(leases.c.id)).all() == connection.scalars(select(ssh_keys.c.id)).all() == []
+    connection.rollback()
 
 
 async def test_a_schema_of_a_newer_version_is_refused_and_left_alone(database: Path) -> None:

@@ -17,9 +17,9 @@ from typing import TypeVar
 
 import pytest
 
-from hatchvm.domain.image import Image
+from hatchvm.domain.image import TINY, Image
+from hatchvm.images import builtin
 from hatchvm.images.seed import write_seed
-from hatchvm.images.tiny import build_tiny
 
 pytestmark = [pytest.mark.vm, pytest.mark.xdist_group("tiny")]
 
@@ -114,14 +114,17 @@ class Machine:
             connection.close()
 
     def ssh(self, command: str, *, key: str = "key") -> subprocess.CompletedProcess[str]:
+        return self.openssh("ssh", "-p", str(self.ssh_port), "-i", key, "root@127.0.0.1", command)
+
+    def openssh(self, program: str, *words: str, text: str = "") -> subprocess.CompletedProcess[str]:
+        """OpenSSH's `program`, knowing nothing of this machine's user; `text` is its standard input."""
         options = (
             "BatchMode=yes StrictHostKeyChecking=no UserKnownHostsFile=/dev/null LogLevel=ERROR IdentitiesOnly=yes"
         )
         return subprocess.run(
-            ["ssh", "-F", "none", "-i", key, "-p", str(self.ssh_port)]
-            + [word for option in options.split() for word in ("-o", option)]
-            + ["root@127.0.0.1", command],
+            [program, "-F", "none", *[word for option in options.split() for word in ("-o", option)], *words],
             cwd=self.folder,
+            input=text,
             capture_output=True,
             text=True,
             check=False,
@@ -148,7 +151,7 @@ class Machine:
 
 @pytest.fixture(scope="module")
 def tiny() -> Image:
-    return asyncio.run(build_tiny(CACHE, print))
+    return asyncio.run(builtin.build(TINY, CACHE, print))
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +194,18 @@ def test_ssh_admits_the_key_and_no_other(machine: Machine) -> None:
     refused = machine.ssh("true", key="wrong-key")
     assert refused.returncode == 255
     assert "Permission denied (publickey)" in refused.stderr
+
+
+def test_scp_and_sftp_bring_files_in_and_out(machine: Machine, folder: Path) -> None:
+    until("ssh", lambda: machine.ssh("true").returncode == 0 or None, BOOT_DEADLINE_S)
+    (folder / "sent").write_text(PAYLOAD)
+    how = ("-i", "key", "-P", str(machine.ssh_port))
+    copied = machine.openssh("scp", *how, "sent", "root@127.0.0.1:/srv/sent")
+    assert (copied.returncode, copied.stderr) == (0, "")
+    fetched = machine.openssh("sftp", *how, "-b", "-", "root@127.0.0.1", text="get /srv/sent received\nrm /srv/sent\n")
+    assert (fetched.returncode, fetched.stderr) == (0, "")
+    assert (folder / "received").read_text() == PAYLOAD
+    assert machine.ssh("ls /srv/sent").returncode == 1
 
 
 def test_the_guest_is_as_promised(machine: Machine) -> None:

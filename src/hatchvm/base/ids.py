@@ -12,8 +12,10 @@ SNAPSHOT: Final = "snap"
 IMAGE: Final = "img"
 TEMPLATE: Final = "tpl"
 KEY: Final = "key"
+LEASE: Final = "hold"
+SSH_KEY: Final = "ssh"
 
-_SHAPE: Final = re.compile(r"(vm|rt|snap|img|tpl|key)-[0-9a-f]{12}")
+_SHAPE: Final = re.compile(r"(vm|rt|snap|img|tpl|key|hold|ssh)-[0-9a-f]{12}")
 
 
 def new(prefix: str) -> str:

@@ -3,6 +3,7 @@
     <data dir>/
       hatch.db            SQLite (WAL)
       api-key             the first key, mode 0600, for the CLI
+      ssh/                the house's own SSH keys
       objects/            the object store, if it is a directory
       packs/              what this host remembers of packs in the object store
       images/<digest>/    registered images, content-addressed, never changed
@@ -76,6 +77,11 @@ class VMPaths:
         return self.root / "qmp.sock"
 
     @property
+    def agent(self) -> Path:
+        """The socket that leads to the guest's agent."""
+        return self.root / "agent.sock"
+
+    @property
     def process(self) -> Path:
         """pid, start time and boot id of the VMM: what `adopt` trusts."""
         return self.root / "vmm.json"
@@ -134,6 +140,26 @@ class DataPaths:
     @property
     def api_key(self) -> Path:
         return self.root / "api-key"
+
+    @property
+    def ssh(self) -> Path:
+        """The house's own SSH keys, and what its owner's `hatchvm ssh` remembers."""
+        return self.root / "ssh"
+
+    @property
+    def house_key(self) -> Path:
+        """The private key that every VM made here lets in; its public half lies beside it as `.pub`."""
+        return self.ssh / "id_ed25519"
+
+    @property
+    def front_key(self) -> Path:
+        """The private host key of the SSH port that leads to every VM."""
+        return self.ssh / "host_ed25519"
+
+    @property
+    def known_hosts(self) -> Path:
+        """Host keys of VMs, as `hatchvm ssh` has seen them."""
+        return self.ssh / "known_hosts"
 
     @property
     def lock(self) -> Path:

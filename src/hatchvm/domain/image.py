@@ -9,8 +9,10 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Final, Literal
 
-#: The built-in image.
+#: The built-in images: `TINY` is made when it is first needed, `DEBIAN` when somebody asks for it.
+Builtin = Literal["tiny", "debian"]
 TINY: Final = "tiny"
+DEBIAN: Final = "debian"
 #: The image made of `HATCH_DEFAULT_KERNEL_PATH` and `HATCH_DEFAULT_ROOTFS_PATH`, if they are set.
 DEFAULT: Final = "default"
 

@@ -19,10 +19,11 @@ from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.stored import Audit, Collected
 from hatchvm.domain.vm import VM
 from hatchvm.node import adopt, console, launch, lazy, pair, storage, suspend, touched, wake
-from hatchvm.node.host import Host
+from hatchvm.node.host import Host, seat_of
 from hatchvm.node.lazy import Pager, Pagers
+from hatchvm.ports.network import Network, Seat
 from hatchvm.ports.node import OnExit, Sizes, Suspended
-from hatchvm.ports.vmm import Driver, Exit, Handle
+from hatchvm.ports.vmm import Driver, Exit, Handle, PutRight
 from hatchvm.snapshots.engine import SnapshotEngine
 from hatchvm.snapshots.seal import Ring
 
@@ -38,13 +39,25 @@ class LocalNode:
         engine: SnapshotEngine | None,
         pagers: Pagers | None = None,
         *,
+        private: Network,
+        bridge: Network | None = None,
         boot_id: str,
     ) -> None:
-        """Without `pagers`, VMs are fetched whole before they run."""
+        """Without `pagers`, VMs are fetched whole before they run. Networks: see `Host`."""
         self.id = node_id
         pagers = pagers or Pagers(lazy=False, ring=Ring())
-        self._host = Host(paths=paths, driver=driver, engine=engine, pagers=pagers, boot_id=boot_id)
+        self._host = Host(
+            paths=paths,
+            driver=driver,
+            engine=engine,
+            pagers=pagers,
+            private=private,
+            bridge=bridge,
+            boot_id=boot_id,
+        )
         self._live: dict[str, Handle] = {}
+        #: Where VMs that run, or ran, are plugged in.
+        self._seats: dict[str, Seat] = {}
         #: Pagers of VMs that run, and of those whose next step is a wake.
         self._pagers: dict[str, Pager] = {}
         self._recording: dict[str, asyncio.Task[None]] = {}
@@ -61,8 +74,7 @@ class LocalNode:
 
     async def boot(self, vm: VM, image: Image) -> None:
         await self._end(vm.id)
-        self._keep(vm.id, await launch.boot(self._host, vm, image))
-        await self._expose_ssh(vm)
+        self._keep(vm, await launch.boot(self._host, vm, image))
 
     async def suspend(self, vm: VM, image: Image, wanted: Callable[[], bool]) -> Suspended | None:
         handle = self._handle(vm.id)
@@ -74,21 +86,21 @@ class LocalNode:
             await self._end_pager(vm.id)
         return done
 
-    async def wake(self, vm: VM, image: Image, ports: Collection[int]) -> None:
+    async def wake(self, vm: VM, image: Image, ports: Collection[int]) -> PutRight:
         pager = None if vm.id in self._live else self._pagers.get(vm.id)
         if pager is None:
             await self._end(vm.id)
-            handle = await wake.wake(self._host, vm, image, ports)
+            woken = await wake.wake(self._host, vm, image, ports)
         else:
             try:
-                handle = await wake.wake_lazily(self._host, vm, image, ports, pager)
+                woken = await wake.wake_lazily(self._host, vm, image, ports, pager)
             except BaseException:
                 await self._end(vm.id)
                 raise
-        self._keep(vm.id, handle)
-        recording = touched.record(self._vm(vm.id), handle.pid)
+        self._keep(vm, woken.handle)
+        recording = touched.record(self._vm(vm.id), woken.handle.pid)
         self._recording[vm.id] = tasks.supervise(recording, name=f"record {vm.id}")
-        tasks.supervise(self._expose_ssh(vm), name=f"expose ssh {vm.id}")
+        return await wake.put_right(vm, woken)
 
     async def halt(self, vm_id: str, *, timeout_s: float) -> None:
         handle = self._live.pop(vm_id, None)
@@ -98,10 +110,13 @@ class LocalNode:
         await self._end_pager(vm_id)
         launch.forget_memory(self._vm(vm_id))
 
-    async def destroy(self, vm_id: str) -> None:
-        await self._end(vm_id)
-        await lazy.kill_stray(self._vm(vm_id))
-        await asyncio.to_thread(shutil.rmtree, self._vm(vm_id).root, ignore_errors=True)
+    async def destroy(self, vm: VM) -> None:
+        await self._end(vm.id)
+        await lazy.kill_stray(self._vm(vm.id))
+        self._seats.pop(vm.id, None)
+        if (seat := seat_of(vm)) is not None and (network := self._host.network(seat)) is not None:
+            await network.forget(seat)
+        await asyncio.to_thread(shutil.rmtree, self._vm(vm.id).root, ignore_errors=True)
 
     async def upload(self, vm: VM, snapshot: Snapshot, bases: Sequence[Snapshot]) -> Sizes:
         with self._moves():
@@ -160,17 +175,27 @@ class LocalNode:
         if adopted.pager is not None:
             self._keep_pager(vm.id, adopted.pager)
         if adopted.handle is not None:
-            self._keep(vm.id, adopted.handle)
+            self._keep(vm, adopted.handle)
         return adopted.found
 
-    async def sweep(self, known: Collection[str]) -> list[str]:
-        return await adopt.sweep(self._host, known)
+    async def sweep(self, known: Collection[VM]) -> list[str]:
+        swept = await adopt.sweep(self._host, {vm.id for vm in known})
+        if self._host.bridge is not None:
+            seats = [seat for vm in known if (seat := seat_of(vm)) is not None and seat.tap_name is not None]
+            await self._host.bridge.sweep(seats)
+        return swept
 
     async def dial(self, vm_id: str, port: int, *, patient_until: float, deadline: float) -> socket.socket:
-        return await self._handle(vm_id).dial(port, patient_until=patient_until, deadline=deadline)
+        handle, seat = self._handle(vm_id), self._seats.get(vm_id)
+        if seat is None:
+            raise Unavailable("vm has no guest IP")
+        network = self._host.needed_network(seat)
+        return await network.dial(seat, handle, port, patient_until=patient_until, deadline=deadline)
 
     async def ready(self) -> None:
         await self._host.driver.check()
+        if self._host.bridge is not None:
+            await self._host.bridge.check()
         if self._host.engine is not None:
             await self._host.engine.check()
 
@@ -215,9 +240,11 @@ class LocalNode:
         if recording is not None:
             recording.cancel()
 
-    def _keep(self, vm_id: str, handle: Handle) -> None:
-        self._live[vm_id] = handle
-        tasks.supervise(self._watch(vm_id, handle), name=f"watch {vm_id}")
+    def _keep(self, vm: VM, handle: Handle) -> None:
+        self._live[vm.id] = handle
+        if (seat := seat_of(vm)) is not None:
+            self._seats[vm.id] = seat
+        tasks.supervise(self._watch(vm.id, handle), name=f"watch {vm.id}")
 
     async def _watch(self, vm_id: str, handle: Handle) -> None:
         """Report an end that no sequence of ours brought about (those take the handle away first)."""
@@ -243,8 +270,3 @@ class LocalNode:
         if handle is not None:
             await handle.kill()
             self._on_exit(vm_id, Exit(False, "the process that served the VM's memory ended unexpectedly"))
-
-    async def _expose_ssh(self, vm: VM) -> None:
-        handle = self._live.get(vm.id)
-        if vm.ssh_port is not None and handle is not None:
-            await launch.expose_ssh(handle, vm)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import os
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final
 
 from hatchvm.base.errors import Unavailable, Unsupported
 from hatchvm.base.paths import DataPaths
@@ -12,26 +13,56 @@ from hatchvm.domain.image import Image
 from hatchvm.domain.snapshot import Stamp
 from hatchvm.domain.vm import VM
 from hatchvm.node.lazy import Pagers
+from hatchvm.ports.network import Network, Seat
 from hatchvm.ports.vmm import Driver, LaunchPlan, NetPlan
 from hatchvm.snapshots.engine import SnapshotEngine
-
-SSH_PORT: Final = 22
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Host:
-    """One host's parts. `boot_id` names this boot of the host."""
+    """One host's parts. `boot_id` names this boot of the host; `bridge` is None where there is none."""
 
     paths: DataPaths
     driver: Driver
     engine: SnapshotEngine | None
     pagers: Pagers
+    private: Network
+    bridge: Network | None
     boot_id: str
 
     def snapshots(self) -> SnapshotEngine:
         if self.engine is None:
             raise Unavailable("snapshot storage not configured")
         return self.engine
+
+    def network(self, seat: Seat) -> Network | None:
+        """The network of a VM; None if that is a bridge and this daemon was started without."""
+        return self.private if seat.tap_name is None else self.bridge
+
+    def needed_network(self, seat: Seat) -> Network:
+        network = self.network(seat)
+        if network is None:
+            raise Unsupported("the VM is on the bridge; start Hatch with HATCH_NETWORK=bridge")
+        return network
+
+
+def seat_of(vm: VM) -> Seat | None:
+    """Its place on the network; None if it has no network."""
+    if vm.guest_ip is None or vm.guest_mac is None:
+        return None
+    return Seat(vm_id=vm.id, guest_ip=vm.guest_ip, guest_mac=vm.guest_mac, tap_name=vm.tap_name)
+
+
+@asynccontextmanager
+async def plugged_in(host: Host, vm: VM) -> AsyncIterator[int | None]:
+    """The VM's TAP, for a VMM that starts inside the block; if it does not start, nothing of it is left."""
+    seat = seat_of(vm)
+    tap = await host.needed_network(seat).attach(seat) if seat is not None else None
+    try:
+        yield tap
+    finally:
+        if tap is not None:
+            os.close(tap)
 
 
 async def ensure_fit(host: Host, stamp: Stamp, launch_plan: LaunchPlan, *, instead: str) -> None:
@@ -48,13 +79,21 @@ def plan(
     *,
     ports: Collection[int] = (),
     accepted: frozenset[int] = frozenset(),
+    tap: int | None = None,
     lazy: bool = False,
 ) -> LaunchPlan:
-    """How to start this VM. `ports`: guest ports that will be dialled, reachable from the start."""
+    """How to start this VM. `ports`: guest ports that will be dialled, reachable from the start. `tap`: its TAP."""
     net = None
     if vm.guest_ip is not None and vm.guest_mac is not None:
         forwards = dict.fromkeys(ports, 0)
-        net = NetPlan(guest_ip=vm.guest_ip, guest_mac=vm.guest_mac, forwards=forwards, accepted=accepted)
+        net = NetPlan(
+            guest_ip=vm.guest_ip,
+            guest_mac=vm.guest_mac,
+            forwards=forwards,
+            accepted=accepted,
+            tap_name=vm.tap_name,
+            tap_fd=tap,
+        )
     return LaunchPlan(
         vm_id=vm.id,
         paths=host.paths.vm(vm.id),

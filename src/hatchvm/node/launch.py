@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import shutil
 
-import structlog
-
 from hatchvm.base.errors import Exhausted, HatchError
 from hatchvm.base.files import allocated_bytes
 from hatchvm.base.paths import VMPaths
@@ -15,13 +13,10 @@ from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.images.seed import write_seed
 from hatchvm.node import lazy, pair
-from hatchvm.node.host import SSH_PORT, Host, plan
+from hatchvm.node.host import Host, plan, plugged_in
 from hatchvm.node.suspend import let_go
 from hatchvm.pager import ledger
 from hatchvm.ports.vmm import Handle
-from hatchvm.telemetry import logs
-
-_log = structlog.get_logger()
 
 
 async def prepare(host: Host, vm: VM, image: Image, user_data: str | None) -> None:
@@ -30,7 +25,10 @@ async def prepare(host: Host, vm: VM, image: Image, user_data: str | None) -> No
     try:
         paths.root.mkdir(parents=True, exist_ok=True, mode=0o700)
         hostname = vm.spec.name or vm.id
-        await asyncio.to_thread(write_seed, paths.seed, instance_id=vm.id, hostname=hostname, user_data=user_data)
+        keys = _house_keys(host)
+        await asyncio.to_thread(
+            write_seed, paths.seed, instance_id=vm.id, hostname=hostname, user_data=user_data, public_keys=keys
+        )
         if image.boot.rootfs is not None:
             unfinished = paths.disk.with_suffix(".new")
             unfinished.unlink(missing_ok=True)
@@ -42,6 +40,14 @@ async def prepare(host: Host, vm: VM, image: Image, user_data: str | None) -> No
     except BaseException:
         shutil.rmtree(paths.root, ignore_errors=True)
         raise
+
+
+def _house_keys(host: Host) -> list[str]:
+    """The key by which Hatch itself, and `hatchvm ssh`, may log in to the guest."""
+    try:
+        return [host.paths.house_key.with_suffix(".pub").read_text().strip()]
+    except FileNotFoundError:
+        return []
 
 
 def ensure_room(paths: VMPaths, mem_mib: int) -> None:
@@ -66,7 +72,8 @@ async def boot(host: Host, vm: VM, image: Image) -> Handle:
         await prepare(host, vm, image, vm.spec.user_data)
     ensure_room(paths, vm.spec.mem_mib)
     forget_memory(paths)
-    return await host.driver.launch(plan(host, vm, image))
+    async with plugged_in(host, vm) as tap:
+        return await host.driver.launch(plan(host, vm, image, tap=tap))
 
 
 async def halt(handle: Handle, *, timeout_s: float) -> None:
@@ -87,14 +94,3 @@ def forget_memory(paths: VMPaths) -> None:
     paths.state.unlink(missing_ok=True)
     paths.memory.unlink(missing_ok=True)
     paths.order.unlink(missing_ok=True)
-
-
-async def expose_ssh(handle: Handle, vm: VM) -> None:
-    """Lead the VM's SSH port on the host to the guest. A port taken by a stranger costs SSH, not the VM."""
-    try:
-        exposed = vm.ssh_port is not None and await handle.expose(SSH_PORT, vm.ssh_port)
-    except HatchError as error:
-        _log.warning(logs.SSH_NOT_EXPOSED, vm=vm.id, error=str(error), detail=error.detail)
-        return
-    if not exposed:
-        _log.warning(logs.SSH_PORT_TAKEN, vm=vm.id, ssh_port=vm.ssh_port)

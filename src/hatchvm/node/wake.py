@@ -9,34 +9,47 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Collection
+from typing import Final, NamedTuple
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Corrupt, Exhausted, HatchError
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.node import pair
-from hatchvm.node.host import Host, ensure_fit, plan
+from hatchvm.node.host import Host, ensure_fit, plan, plugged_in
 from hatchvm.node.launch import ensure_room
 from hatchvm.node.lazy import Pager
-from hatchvm.ports.vmm import Handle
+from hatchvm.ports.vmm import Handle, PutRight
 from hatchvm.snapshots.workers import outlast
 
+#: How long a guest that has an agent may take to be put right before its clients get it as it is.
+_PUT_RIGHT_S: Final = 1.0
+#: A reseed in the guest starts a program there, which an emulated CPU may have to page in first.
+_PUT_RIGHT_AGAIN_S: Final = 5.0
 
-async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Handle:
-    """See `ports.node.Node.wake`; returns the live VMM, its guest running."""
+
+class Woken(NamedTuple):
+    """A live VMM, its guest running. `again`: its memory came from the store, so it may have run before."""
+
+    handle: Handle
+    again: bool
+
+
+async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Woken:
+    """See `ports.node.Node.wake`. The guest is still to be put right."""
     paths = host.paths.vm(vm.id)
     saved = pair.load(paths, host.boot_id)
     if saved is None:
         raise Corrupt("the VM has no saved memory on this host")
-    launch_plan = plan(host, vm, image, ports=ports, accepted=saved.accepted)
     instead = f"its disk can still be booted: hatchvm vm restore --disk {vm.id}"
-    await ensure_fit(host, saved.stamp, launch_plan, instead=instead)
+    await ensure_fit(host, saved.stamp, plan(host, vm, image), instead=instead)
     ensure_room(paths, vm.spec.mem_mib)
     announced = tasks.spawn(
         asyncio.to_thread(pair.begin_wake, paths, saved, host.boot_id), name=f"announce wake {vm.id}"
     )
     try:
-        handle = await host.driver.restore(launch_plan)
+        async with plugged_in(host, vm) as tap:
+            handle = await host.driver.restore(plan(host, vm, image, ports=ports, accepted=saved.accepted, tap=tap))
     except BaseException:
         await outlast([announced])
         pair.put_back(paths, saved)
@@ -57,14 +70,15 @@ async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Hand
         if await _end(handle):
             pair.put_back(paths, saved)
         raise
-    return handle
+    return Woken(handle, again=saved.source is not None)
 
 
-async def wake_lazily(host: Host, vm: VM, image: Image, ports: Collection[int], pager: Pager) -> Handle:
+async def wake_lazily(host: Host, vm: VM, image: Image, ports: Collection[int], pager: Pager) -> Woken:
     """As `wake`, on the files that the pager serves. Nothing is spent: if it fails, the snapshot is in the store."""
     ensure_room(host.paths.vm(vm.id), vm.spec.mem_mib)
     try:
-        handle = await host.driver.restore(plan(host, vm, image, ports=ports, lazy=True))
+        async with plugged_in(host, vm) as tap:
+            handle = await host.driver.restore(plan(host, vm, image, ports=ports, tap=tap, lazy=True))
         try:
             await _resume(vm, handle)
         except HatchError:
@@ -72,7 +86,18 @@ async def wake_lazily(host: Host, vm: VM, image: Image, ports: Collection[int], 
             raise
     except HatchError as error:
         raise await pager.wrong() or error from error
-    return handle
+    return Woken(handle, again=True)
+
+
+async def put_right(vm: VM, woken: Woken) -> PutRight:
+    """Before anybody may reach the guest. It runs, so a cancellation comes too late."""
+    timeout_s = _PUT_RIGHT_AGAIN_S if woken.again else _PUT_RIGHT_S
+    work = tasks.spawn(woken.handle.put_right(again=woken.again, timeout_s=timeout_s), name=f"put right {vm.id}")
+    await outlast([work])
+    try:
+        return work.result()
+    except HatchError as error:  # whoever watches the VMM learns more
+        return PutRight(undone={"clock": str(error)})
 
 
 async def _resume(vm: VM, handle: Handle) -> None:

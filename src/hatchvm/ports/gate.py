@@ -24,8 +24,14 @@ class Gate(Protocol):
     def route(self, subdomain: str) -> Route | None:
         """The route for a subdomain (lower case), or None."""
 
-    def hold(self, vm_id: str) -> Hold:
-        """Keep the VM awake, as of now. A suspend under way sees it and is taken back if it still can be."""
+    def find(self, name: str) -> str | None:
+        """The id of the VM that users call so: by its id, its name, or the subdomain of a route to it."""
+
+    def hold(self, vm_id: str, kind: str = "http", peer: str = "") -> Hold:
+        """Keep the VM awake, as of now. A suspend under way sees it and is taken back if it still can be.
+
+        `kind` (`http`, `ssh`) and `peer` (an address) are for who asks why the VM is awake.
+        """
 
     def ready(self, route: Route) -> bool:
         """True: the VM runs, `dial` it. False: `need` it first.
@@ -34,10 +40,11 @@ class Gate(Protocol):
         `vm is snapshotted and auto-wake is disabled`, `vm is in state "…", not proxying`.
         """
 
-    async def need(self, vm_id: str, *, reason: str, timeout_s: float) -> None:
+    async def need(self, vm_id: str, *, reason: str, timeout_s: float, by: str = "") -> None:
         """Return when the VM runs, waking it if it sleeps. The wake goes on when this is cancelled or times out.
 
-        `reason` is one of `http`, `ssh`, `api`. Raises Unavailable `failed to wake vm` with `retry_after_s`.
+        `reason` is one of `http`, `ssh`, `api`; `by` is who asked (an address). Raises Unavailable `failed to wake vm`
+        with `retry_after_s`.
         """
 
     async def dial(self, vm_id: str, port: int, *, timeout_s: float) -> socket.socket:

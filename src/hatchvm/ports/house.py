@@ -11,13 +11,17 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from hatchvm.domain.image import Image, Template
+from hatchvm.domain.activity import Holding
+from hatchvm.domain.image import Builtin, Image, Template
 from hatchvm.domain.key import ApiKey
+from hatchvm.domain.lease import Lease
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.route import Route
 from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.ssh_key import SSHKey
 from hatchvm.domain.stored import Audit, Collected
 from hatchvm.domain.vm import VM, NewVM
+from hatchvm.ports.vmm import PutRight
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,6 +60,36 @@ class Overview:
     store: str  # "directory", "s3" or "none"
     vms: Mapping[str, int]
     uploads: Sequence[PendingUpload]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Woken:
+    """A wake that succeeded. `reason`: `http`, `ssh` or `api`; `by`: the address that asked, if it was told."""
+
+    at: datetime
+    reason: str
+    by: str
+    seconds: float
+    put_right: PutRight
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Use:
+    """Why a VM is awake, why it woke, when it will sleep.
+
+    `holds`: the oldest first, at most 100 of `hold_count`. `sleeps_at`: if nobody comes; None: not by itself, for the
+    reason that `awake_because` names. `last_wake`: None if this daemon saw none.
+    """
+
+    state: State
+    last_active_at: datetime | None
+    idle_s: float
+    idle_timeout: str
+    hold_count: int
+    holds: Sequence[Holding]
+    last_wake: Woken | None
+    sleeps_at: datetime | None
+    awake_because: str
 
 
 class VMs(Protocol):
@@ -115,6 +149,22 @@ class Routes(Protocol):
     async def delete(self, route_id: str) -> None: ...
 
 
+class Holds(Protocol):
+    """Use cases over what keeps VMs awake. Leases that have ended are none any more."""
+
+    async def create(self, vm_id: str, *, ttl_s: float, reason: str) -> Lease:
+        """Keep a running VM from being suspended by itself. Raises Conflict if it has too many leases."""
+
+    async def list(self, vm_id: str) -> Sequence[Lease]: ...
+
+    async def renew(self, vm_id: str, lease_id: str, *, ttl_s: float) -> Lease:
+        """Let it last that long from now."""
+
+    async def release(self, vm_id: str, lease_id: str) -> None: ...
+
+    async def use(self, vm_id: str) -> Use: ...
+
+
 class Snapshots(Protocol):
     """Use cases over snapshots."""
 
@@ -154,6 +204,9 @@ class Images(Protocol):
     ) -> Image:
         """Register files of this host. Raises Invalid if one cannot be read, Conflict if the name is taken."""
 
+    async def add_builtin(self, name: Builtin) -> Image:
+        """Register a built-in image, or the newer build of one. Raises NotFound if the cache does not hold it."""
+
     async def list(self) -> Sequence[Image]: ...
 
     async def get(self, id_or_name: str) -> Image: ...
@@ -185,6 +238,17 @@ class Keys(Protocol):
     async def delete(self, key_id: str) -> None: ...
 
 
+class SSHKeys(Protocol):
+    """Use cases over users' SSH keys."""
+
+    async def create(self, name: str, public_key: str) -> SSHKey:
+        """Let whoever holds the key in. Raises Invalid for what is no public key, Conflict for a known one."""
+
+    async def list(self) -> Sequence[SSHKey]: ...
+
+    async def delete(self, key_id: str) -> None: ...
+
+
 class Events(Protocol):
     """What happens, as it happens."""
 
@@ -202,6 +266,9 @@ class House(Protocol):
     def routes(self) -> Routes: ...
 
     @property
+    def holds(self) -> Holds: ...
+
+    @property
     def snapshots(self) -> Snapshots: ...
 
     @property
@@ -215,6 +282,9 @@ class House(Protocol):
 
     @property
     def keys(self) -> Keys: ...
+
+    @property
+    def ssh_keys(self) -> SSHKeys: ...
 
     @property
     def events(self) -> Events: ...

@@ -15,7 +15,7 @@ from hatchvm.domain.lifecycle import Found
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.stored import Audit, Collected
 from hatchvm.domain.vm import VM
-from hatchvm.ports.vmm import Exit
+from hatchvm.ports.vmm import Exit, PutRight
 
 #: Called with (vm_id, exit) when a VMM process ends that nobody asked to end.
 OnExit = Callable[[str, Exit], None]
@@ -53,8 +53,10 @@ class Node(Protocol):
         If it raises, the guest runs on too, or the process is gone (then `OnExit` is called).
         """
 
-    async def wake(self, vm: VM, image: Image, ports: Collection[int]) -> None:
-        """Resume from the saved pair. `ports`: guest ports that will be dialled. If it raises, the pair is intact.
+    async def wake(self, vm: VM, image: Image, ports: Collection[int]) -> PutRight:
+        """Resume from the saved pair; what was done for the guest before anybody may reach it.
+
+        `ports`: guest ports that will be dialled. If it raises, the pair is intact.
 
         Raises Corrupt if there is no usable pair, Unsupported if it does not fit this host (see `Stamp`).
         """
@@ -62,8 +64,8 @@ class Node(Protocol):
     async def halt(self, vm_id: str, *, timeout_s: float) -> None:
         """Ask the guest to shut down, end the process after the timeout; the saved pair, if any, is dropped."""
 
-    async def destroy(self, vm_id: str) -> None:
-        """End the process and remove every file of the VM. May be repeated."""
+    async def destroy(self, vm: VM) -> None:
+        """End the process, remove every file of the VM and give up its address. May be repeated."""
 
     async def upload(self, vm: VM, snapshot: Snapshot, bases: Sequence[Snapshot]) -> Sizes:
         """Commit the saved pair to the object store. Cancelling it stops it within one block, committing nothing.
@@ -114,8 +116,8 @@ class Node(Protocol):
     async def adopt(self, vm: VM, image: Image) -> Found:
         """Take back what still runs; a half-done suspend is undone, a half-done restore is ended."""
 
-    async def sweep(self, known: Collection[str]) -> list[str]:
-        """Remove processes and folders of VMs that are not in `known`; their ids."""
+    async def sweep(self, known: Collection[VM]) -> list[str]:
+        """Remove processes, folders and what the network has of VMs that are not in `known`; their ids."""
 
     async def dial(self, vm_id: str, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         """See `vmm.Handle.dial`. Raises Unavailable if no process runs."""

@@ -1,4 +1,4 @@
-"""The store port: rows of VMs, routes, snapshots, images, templates and keys.
+"""The store port: rows of VMs, routes, snapshots, leases, images, templates and keys.
 
 One unit of work is `async with store.begin() as tx`: it commits when the block ends well and leaves nothing when it
 raises. No network or disk work belongs inside. Reads see a consistent state. Lists are newest first.
@@ -16,8 +16,10 @@ from typing import Protocol, TypeVar
 
 from hatchvm.domain.image import Image, Template
 from hatchvm.domain.key import ApiKey
+from hatchvm.domain.lease import Lease
 from hatchvm.domain.route import Route
 from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.ssh_key import SSHKey
 from hatchvm.domain.vm import VM
 
 R = TypeVar("R")
@@ -36,7 +38,7 @@ class Rows(Protocol[R]):
 
 
 class VMRows(Rows[VM], Protocol):
-    """VMs. Names and SSH ports are unique among those that have one."""
+    """VMs. Names and SSH ports are unique among those that have one, addresses among those with a TAP."""
 
     async def update(self, vm: VM) -> VM:
         """Write `vm` if the row still has `vm.generation`; return it with the next generation.
@@ -48,6 +50,9 @@ class VMRows(Rows[VM], Protocol):
         """Record activity without a new generation; a missing row is ignored, an older time too."""
 
     async def used_ssh_ports(self) -> set[int]: ...
+
+    async def used_addresses(self) -> set[str]:
+        """Guest addresses of the VMs that have a TAP, asleep or not."""
 
     async def count_by_image(self, image_id: str) -> int: ...
 
@@ -94,6 +99,20 @@ class KeyRows(Rows[ApiKey], Protocol):
     async def find_digest(self, digest: str) -> ApiKey | None: ...
 
 
+class LeaseRows(Rows[Lease], Protocol):
+    """Leases, ended ones too until somebody deletes them."""
+
+    async def update(self, lease: Lease) -> None: ...
+
+    async def list_for_vm(self, vm_id: str) -> Sequence[Lease]: ...
+
+
+class SSHKeyRows(Rows[SSHKey], Protocol):
+    """Users' SSH keys. Fingerprints are unique."""
+
+    async def find_fingerprint(self, fingerprint: str) -> SSHKey | None: ...
+
+
 class Tx(Protocol):
     """One unit of work."""
 
@@ -103,10 +122,12 @@ class Tx(Protocol):
     images: ImageRows
     templates: TemplateRows
     keys: KeyRows
+    leases: LeaseRows
+    ssh_keys: SSHKeyRows
 
 
 class Store(Protocol):
-    """Deleting a VM's row deletes its routes and snapshots too."""
+    """Deleting a VM's row deletes its routes, snapshots and leases too."""
 
     async def open(self) -> None:
         """Connect and bring the schema up to date. Raises Unavailable, or Unsupported for a newer schema."""

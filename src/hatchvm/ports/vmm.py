@@ -25,12 +25,16 @@ class NetPlan:
 
     `forwards`: guest port -> port on the host's loopback that leads to it (0: any free one), open from the start.
     `accepted`: guest ports that had accepted before the suspend, so that nobody need prove them again after a wake.
+    `tap_name`: the TAP that the card is plugged into, None on a private user network; `tap_fd`: a descriptor of it, to
+    be inherited by a VMM that starts.
     """
 
     guest_ip: str
     guest_mac: str
     forwards: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     accepted: frozenset[int] = frozenset()
+    tap_name: str | None = None
+    tap_fd: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,6 +59,14 @@ class Exit:
 
     by_guest: bool
     reason: str  # one sentence; for a crash it carries the tail of the VMM's stderr
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PutRight:
+    """What was done for a guest after its wake. `done`: of `clock`, `random`; `undone`: the others -> why not."""
+
+    done: tuple[str, ...] = ()
+    undone: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 class Handle(Protocol):
@@ -83,6 +95,12 @@ class Handle(Protocol):
     async def running(self) -> bool:
         """True if the vCPUs run."""
 
+    async def put_right(self, *, again: bool, timeout_s: float) -> PutRight:
+        """Tell a guest that was resumed what time it is, through its agent; what it cannot do is told, never raised.
+
+        `again`: its memory may have run before, so it must not draw the random numbers it drew then.
+        """
+
     async def power_button(self) -> None:
         """Ask the guest to shut down. Returns at once."""
 
@@ -102,9 +120,6 @@ class Handle(Protocol):
         `patient_until`, silence until `deadline` (both in seconds of the event loop's clock). Raises Upstream if the
         guest refuses, UpstreamTimeout if it is silent.
         """
-
-    async def expose(self, port: int, host_port: int) -> bool:
-        """Also lead the loopback port `host_port` to the guest's `port`; False if it is taken."""
 
 
 class Driver(Protocol):

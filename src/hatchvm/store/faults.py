@@ -22,6 +22,9 @@ _CALLED: Final = MappingProxyType(
         "images.name": 'image name "{}"',
         "templates.name": 'template name "{}"',
         "keys.digest": "this key",
+        "vms.guest_ip": "guest_ip {}",
+        "vms.guest_mac": "guest_mac {}",
+        "ssh_keys.fingerprint": "this SSH key",
     }
 )
 

@@ -12,12 +12,22 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from hatchvm.base.errors import Unavailable
-from hatchvm.ports.store import ImageRows, KeyRows, RouteRows, SnapshotRows, TemplateRows, Tx, VMRows
+from hatchvm.ports.store import (
+    ImageRows,
+    KeyRows,
+    LeaseRows,
+    RouteRows,
+    SnapshotRows,
+    SSHKeyRows,
+    TemplateRows,
+    Tx,
+    VMRows,
+)
 from hatchvm.store.engine import database_path
 from hatchvm.store.lane import Lane
-from hatchvm.store.rows.belongings import SqlRouteRows, SqlSnapshotRows
+from hatchvm.store.rows.belongings import SqlLeaseRows, SqlRouteRows, SqlSnapshotRows
 from hatchvm.store.rows.blueprints import SqlImageRows, SqlTemplateRows
-from hatchvm.store.rows.keys import SqlKeyRows
+from hatchvm.store.rows.keys import SqlKeyRows, SqlSSHKeyRows
 from hatchvm.store.rows.vms import SqlVMRows
 
 BUSY_TIMEOUT_S: Final = 10.0
@@ -33,6 +43,8 @@ class SqlTx:
         self.images: ImageRows = SqlImageRows(lane)
         self.templates: TemplateRows = SqlTemplateRows(lane)
         self.keys: KeyRows = SqlKeyRows(lane)
+        self.leases: LeaseRows = SqlLeaseRows(lane)
+        self.ssh_keys: SSHKeyRows = SqlSSHKeyRows(lane)
 
 
 class SqlStore:

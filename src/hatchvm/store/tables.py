@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Integer, MetaData, Table, Text
+from sqlalchemy import BigInteger, Boolean, Column, ForeignKey, Index, Integer, MetaData, Table, Text
 
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import SnapshotStatus
@@ -51,6 +51,16 @@ vms: Final = Table(
     Column("wake_failures", Integer, nullable=False),
     Column("generation", BigInteger, nullable=False),
 )
+
+
+def _on_bridge(name: str, column: Column[str]) -> Index:
+    """Unique among VMs with a TAP: guests of private user networks may all have the same address."""
+    bridged = vms.c.tap_name.is_not(None)
+    return Index(name, column, unique=True, sqlite_where=bridged, postgresql_where=bridged)
+
+
+_on_bridge("uq_vms_guest_ip", vms.c.guest_ip)
+_on_bridge("uq_vms_guest_mac", vms.c.guest_mac)
 
 
 def _owning_vm() -> Column[str]:
@@ -118,5 +128,25 @@ keys: Final = Table(
     Column("id", Text, primary_key=True),
     Column("name", Text, nullable=False),
     Column("digest", Text, nullable=False, unique=True),
+    Column("created_at", Moment, nullable=False),
+)
+
+leases: Final = Table(
+    "leases",
+    metadata,
+    Column("id", Text, primary_key=True),
+    _owning_vm(),
+    Column("reason", Text, nullable=False),
+    Column("created_at", Moment, nullable=False),
+    Column("expires_at", Moment, nullable=False),
+)
+
+ssh_keys: Final = Table(
+    "ssh_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("public_key", Text, nullable=False),
+    Column("fingerprint", Text, nullable=False, unique=True),
     Column("created_at", Moment, nullable=False),
 )

@@ -21,6 +21,7 @@ class FakeHold:
         self._vm_id = vm_id
         self._open = True
         gate.holds[vm_id] += 1
+        gate.changed.set()
 
     def touch(self) -> None:
         self._gate.touches[self._vm_id] += 1
@@ -33,7 +34,11 @@ class FakeHold:
 
 
 class FakeGate:
-    """Routes by hand. `asleep` VMs wake when `wake` is set; `ready` raises `refusals`, `dial` raises `dial_errors`."""
+    """Routes by hand. `asleep` VMs wake when `wake` is set; `ready` raises `refusals`, `dial` raises `dial_errors`.
+
+    `names`: what users call a VM -> its id. `held_by`: kind and peer of every hold there ever was. `needed_by`: reason
+    and asker of every need.
+    """
 
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}
@@ -43,8 +48,11 @@ class FakeGate:
         self.wake_error: HatchError | None = None
         self.refusals: dict[str, HatchError] = {}
         self.dial_errors: list[HatchError] = []
+        self.names: dict[str, str] = {}
         self.holds: Counter[str] = Counter()
         self.touches: Counter[str] = Counter()
+        self.held_by: list[tuple[str, str]] = []
+        self.needed_by: list[tuple[str, str]] = []
         self.needs = 0
         self.needs_cancelled = 0
         self.dials = 0
@@ -64,6 +72,12 @@ class FakeGate:
         self.routes[subdomain] = route
         self.ports[route.vm_id, target_port] = port
         return route
+
+    async def until_held(self, vm_id: str, times: int) -> None:
+        """Return when so many hold the VM."""
+        while self.holds[vm_id] < times:
+            self.changed.clear()
+            await self.changed.wait()
 
     async def until_released(self, vm_id: str) -> None:
         """Return when nothing holds the VM."""
@@ -88,7 +102,13 @@ class FakeGate:
     def route(self, subdomain: str) -> Route | None:
         return self.routes.get(subdomain)
 
-    def hold(self, vm_id: str) -> FakeHold:
+    def find(self, name: str) -> str | None:
+        if name in self.names.values() or any(name == route.vm_id for route in self.routes.values()):
+            return name
+        return self.routes[name].vm_id if name in self.routes else self.names.get(name)
+
+    def hold(self, vm_id: str, kind: str = "http", peer: str = "") -> FakeHold:
+        self.held_by.append((kind, peer))
         return FakeHold(self, vm_id)
 
     def ready(self, route: Route) -> bool:
@@ -97,12 +117,14 @@ class FakeGate:
             raise self.refusals[route.vm_id]
         return route.vm_id not in self.asleep
 
-    async def need(self, vm_id: str, *, reason: str, timeout_s: float) -> None:
-        assert reason == "http"
+    async def need(self, vm_id: str, *, reason: str, timeout_s: float, by: str = "") -> None:
+        assert self.holds[vm_id], "need was asked without a hold"
+        self.needed_by.append((reason, by))
         self.needs += 1
         self.changed.set()
         try:
-            await self.wake.wait()
+            if vm_id in self.asleep:
+                await self.wake.wait()
         except asyncio.CancelledError:
             self.needs_cancelled += 1
             self.changed.set()

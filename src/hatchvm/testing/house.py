@@ -17,14 +17,17 @@ from hatchvm.base.errors import Conflict, Corrupt, NotFound
 from hatchvm.base.units import MIB
 from hatchvm.domain import key as keys
 from hatchvm.domain import lifecycle
-from hatchvm.domain.image import TINY, Boot, Image, Template
+from hatchvm.domain.image import TINY, Boot, Builtin, Image, Template
 from hatchvm.domain.key import ApiKey
+from hatchvm.domain.lease import Lease
 from hatchvm.domain.lifecycle import State
+from hatchvm.domain.public_key import parse
 from hatchvm.domain.route import Route, random_subdomain
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
+from hatchvm.domain.ssh_key import SSHKey
 from hatchvm.domain.stored import Amount, Audit, Collected, Problem, Sealed
 from hatchvm.domain.vm import VM, NewVM, VMSpec
-from hatchvm.ports.house import Event, Overview, PendingUpload
+from hatchvm.ports.house import Event, Overview, PendingUpload, Use
 
 START: Final = datetime(2026, 3, 6, 14, 30, tzinfo=UTC)
 _OWN: Final = ("guest_ip", "guest_mac", "snapshot_id")
@@ -70,21 +73,25 @@ class FakeHouse:
         self.ticks = 0
         self.vm_rows: _Table[VM] = _Table("vm")
         self.route_rows: _Table[Route] = _Table("route")
+        self.lease_rows: _Table[Lease] = _Table("hold")
         self.snapshot_rows: _Table[Snapshot] = _Table("snapshot")
         self.image_rows: _Table[Image] = _Table("image")
         self.template_rows: _Table[Template] = _Table("template")
         self.key_rows: _Table[ApiKey] = _Table("key")
+        self.ssh_key_rows: _Table[SSHKey] = _Table("ssh key")
         self.user_data: dict[str, str | None] = {}
         self.disk_restores: list[str] = []
         self.damaged: set[str] = set()
         self.uploads: list[PendingUpload] = []
         self.vms = FakeVMs(self)
         self.routes = FakeRoutes(self)
+        self.holds = FakeHolds(self)
         self.snapshots = FakeSnapshots(self)
         self.storage = FakeStorage(self)
         self.images = FakeImages(self)
         self.templates = FakeTemplates(self)
         self.keys = FakeKeys(self)
+        self.ssh_keys = FakeSSHKeys(self)
         self.events = FakeEvents()
         self._tiny()
 
@@ -110,16 +117,9 @@ class FakeHouse:
         boot = Boot(
             kernel=Path("/images/tiny/kernel"), initrd=None, rootfs=None, rootfs_format="raw", boot_args="console=ttyS0"
         )
+        tiny_id, size = ids.new(ids.IMAGE), 8_000_000
         self.image_rows.put(
-            Image(
-                id=ids.new(ids.IMAGE),
-                name=TINY,
-                boot=boot,
-                digest="00" * 32,
-                size_bytes=8_000_000,
-                created_at=START,
-                builtin=True,
-            )
+            Image(id=tiny_id, name=TINY, boot=boot, digest="00" * 32, size_bytes=size, created_at=START, builtin=True)
         )
 
 
@@ -273,6 +273,35 @@ class FakeRoutes:
         return rows.put(route)
 
 
+class FakeHolds:
+    """`uses` is what is told about each VM."""
+
+    def __init__(self, house: FakeHouse) -> None:
+        self._house, self._rows = house, house.lease_rows
+        self.uses: dict[str, Use] = {}
+
+    async def create(self, vm_id: str, *, ttl_s: float, reason: str) -> Lease:
+        lease_id, now = ids.new(ids.LEASE), self._house.now()
+        ends = now + timedelta(seconds=ttl_s)
+        vm_id = self._house.vm_rows.find(vm_id).id
+        return self._rows.put(Lease(id=lease_id, vm_id=vm_id, reason=reason, created_at=now, expires_at=ends))
+
+    async def list(self, vm_id: str) -> Sequence[Lease]:
+        vm = await self._house.vms.get(vm_id)
+        return [lease for lease in self._rows.newest_first() if lease.vm_id == vm.id]
+
+    async def renew(self, vm_id: str, lease_id: str, *, ttl_s: float) -> Lease:
+        now, lease = self._house.now(), self._rows.find(lease_id)
+        return self._rows.put(replace(lease, expires_at=now + timedelta(seconds=ttl_s)))
+
+    async def release(self, vm_id: str, lease_id: str) -> None:
+        self._house.now()
+        del self._rows[self._rows.find(lease_id).id]
+
+    async def use(self, vm_id: str) -> Use:
+        return self.uses[(await self._house.vms.get(vm_id)).id]
+
+
 class FakeSnapshots:
     def __init__(self, house: FakeHouse) -> None:
         self._house = house
@@ -321,8 +350,15 @@ class FakeStorage:
 
 
 class FakeImages:
+    """Only `tiny` has been built."""
+
     def __init__(self, house: FakeHouse) -> None:
         self._house = house
+
+    async def add_builtin(self, name: Builtin) -> Image:
+        if name != TINY:
+            raise NotFound(f'the image "{name}" is not in the cache')
+        return await self.get(name)
 
     async def create(
         self,
@@ -402,6 +438,27 @@ class FakeKeys:
         """A verifier over the same keys."""
         digest = keys.digest_of(secret)
         return any(row.digest == digest for row in self._house.key_rows.values())
+
+
+class FakeSSHKeys:
+    def __init__(self, house: FakeHouse) -> None:
+        self._house = house
+
+    async def create(self, name: str, public_key: str) -> SSHKey:
+        now, parsed, rows = self._house.now(), parse(public_key), self._house.ssh_key_rows
+        if any(row.fingerprint == parsed.fingerprint for row in rows.values()):
+            raise Conflict("this SSH key is already in use")
+        key_id = ids.new(ids.SSH_KEY)
+        key = SSHKey(id=key_id, name=name, public_key=parsed.line, fingerprint=parsed.fingerprint, created_at=now)
+        return rows.put(key)
+
+    async def list(self) -> Sequence[SSHKey]:
+        self._house.now()
+        return self._house.ssh_key_rows.newest_first()
+
+    async def delete(self, key_id: str) -> None:
+        self._house.now()
+        del self._house.ssh_key_rows[self._house.ssh_key_rows.find(key_id).id]
 
 
 class FakeEvents:

@@ -9,7 +9,7 @@ from typing import Final
 from hatchvm.testing.guest import DEADLINE_S, Guest
 
 #: Nothing of this machine's user takes part: no configuration, agent, other key or list of known hosts.
-_ALONE: Final = (
+ALONE: Final = (
     *("-F", "none", "-o", "IdentityAgent=none", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"),
     *("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR"),
 )
@@ -18,7 +18,7 @@ _ALONE: Final = (
 def command(guest: Guest, key: Path, *words: str) -> list[str]:
     """The command line that runs `words` in the guest."""
     port = guest.look()["ssh_port"]
-    return ["ssh", *_ALONE, "-i", str(key), "-p", str(port), "root@127.0.0.1", *words]
+    return ["ssh", *ALONE, "-i", str(key), "-p", str(port), "root@127.0.0.1", *words]
 
 
 def ssh(guest: Guest, key: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -1,18 +1,26 @@
-"""A proxy between scripted clients and scripted guests, all on loopback."""
+"""A proxy, or an SSH gateway, between scripted clients and scripted guests, all on loopback."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from hatchvm.edge.http.server import ProxyServer
+from hatchvm.edge.ssh import allow
+from hatchvm.edge.ssh.gateway import SSHGateway
+from hatchvm.edge.ssh.reach import GUEST_PORT
 from hatchvm.testing.gate import FakeGate
 
 _START = datetime(2026, 1, 1, tzinfo=UTC)
+#: The VM behind the gateway of an `SSHStage`.
+VM: Final = "vm-app"
+#: Outside the ephemeral range: nobody gets one of these by chance.
+_PORTS: Final = range(16000, 26000)
 
 
 class ManualClock:
@@ -155,3 +163,68 @@ class Stage:
         """Move the clock, and let the proxy notice."""
         self.clock.advance(seconds)
         self.proxy.sweep()
+
+
+def free_port() -> int:
+    """A loopback port on which nobody listens."""
+    while True:
+        port = random.choice(_PORTS)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
+class SSHStage:
+    """Everything one story needs. Use `async with SSHStage.open() as stage`; the VM is `VM`, its port `stage.port`."""
+
+    def __init__(self, allowed: str) -> None:
+        self.gate = FakeGate()
+        self.clock = ManualClock()
+        self.gateway = SSHGateway(self.gate, allowed=allow.parse(allowed), wake_timeout_s=30, clock=self.clock)
+        self.port = free_port()
+        self.problems: list[Exception] = []
+        self._guests: list[asyncio.Server] = []
+        self._wires: list[Wire] = []
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls, allowed: str = "127.0.0.1/32") -> AsyncIterator[SSHStage]:
+        stage = cls(allowed)
+        stage.gateway.open(VM, stage.port)
+        try:
+            yield stage
+        finally:
+            for wire in stage._wires:
+                wire.reset()
+            await stage.gateway.aclose()
+            for guest in stage._guests:
+                guest.close()
+        assert not +stage.gate.holds, "a hold was never released"
+        assert not stage.gateway.pipes.lent, "a pipe was never given back"
+        if stage.problems:
+            raise ExceptionGroup("guests stumbled", stage.problems)
+
+    async def guest(self, script: Script, vm_id: str = VM) -> None:
+        """Let the VM's sshd be a server that plays `script` with every connection."""
+
+        async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            wire = Wire(reader, writer)
+            self._wires.append(wire)
+            try:
+                await script(wire)
+            except (asyncio.IncompleteReadError, ConnectionError):
+                return  # the gateway hung up: nothing more to play
+            except AssertionError as problem:
+                self.problems.append(problem)
+            finally:
+                wire.close()
+
+        server = await asyncio.start_server(play, "127.0.0.1", 0, backlog=1024)
+        self._guests.append(server)
+        self.gate.ports[vm_id, GUEST_PORT] = int(server.sockets[0].getsockname()[1])
+
+    async def client(self, host: str = "127.0.0.1", source: str | None = None, port: int | None = None) -> Wire:
+        """A connection from the address `source`."""
+        local = None if source is None else (source, 0)
+        wire = Wire(*await asyncio.open_connection(host, port or self.port, local_addr=local))
+        self._wires.append(wire)
+        return wire

@@ -25,7 +25,7 @@ from hatchvm.base.paths import VMPaths
 from hatchvm.base.units import MIB
 from hatchvm.domain.image import DiskFormat
 from hatchvm.domain.snapshot import Stamp
-from hatchvm.ports.vmm import Exit, LaunchPlan
+from hatchvm.ports.vmm import Exit, LaunchPlan, PutRight
 
 #: Called before each step of a driver or handle (`pause`) and after it (`pause done`); may raise or wait.
 Hook = Callable[[str], Awaitable[None]]
@@ -78,8 +78,6 @@ class Machines:
     folder: Path
     ports: dict[int, str] = field(default_factory=lambda: {80: OPEN})
     ends: dict[int, asyncio.Future[Exit]] = field(default_factory=dict)
-    #: Host port -> the process that answers there, or None for a stranger's.
-    exposed: dict[int, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         (self.folder / "processes").mkdir(parents=True, exist_ok=True)
@@ -128,7 +126,6 @@ class Machines:
     def end(self, pid: int, how: Exit) -> None:
         """The process ends, as `kill -9`, a crash or the guest's own shutdown would have it. May be repeated."""
         (self.folder / "processes" / str(pid)).write_text("")
-        self.exposed = {port: owner for port, owner in self.exposed.items() if owner != pid}
         end = self.ends.get(pid)
         if end is not None and not end.done():
             end.set_result(how)
@@ -161,6 +158,10 @@ class FakeHandle:
         await self._hook("running")
         return bool(self._machines.read(self.pid)["running"])
 
+    async def put_right(self, *, again: bool, timeout_s: float) -> PutRight:
+        await self._hook("put_right")
+        return PutRight(done=("clock", "random") if again else ("clock",))
+
     async def power_button(self) -> None:
         await self._step("power_button", lambda: self._machines.end(self.pid, Exit(True, "the guest shut down")))
 
@@ -191,11 +192,6 @@ class FakeHandle:
         ours.setblocking(False)
         tasks.supervise(self._serve(*await asyncio.open_connection(sock=theirs)), name=f"guest of {self.pid}")
         return ours
-
-    async def expose(self, port: int, host_port: int) -> bool:
-        await self._hook("expose")
-        self._machines.read(self.pid)
-        return self._machines.exposed.setdefault(host_port, self.pid) == self.pid
 
     def _answer(self, port: int) -> str | None:
         """A guest that stands still says nothing."""

@@ -20,17 +20,18 @@ from hatchvm.control.context import Context, Settings
 from hatchvm.control.events import Bus
 from hatchvm.control.gate import HouseGate
 from hatchvm.control.house import ControlPlane
-from hatchvm.control.idle import IdleMonitor
 from hatchvm.control.images import ImageCases
 from hatchvm.control.keys import KeyCases
 from hatchvm.control.owner import Owner, Owners
 from hatchvm.control.reconcile import reconcile
 from hatchvm.control.table import RouteTable
 from hatchvm.control.vms import power
+from hatchvm.domain.activity import Tracked
 from hatchvm.domain.image import TINY, Boot, Image
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM, NewVM
+from hatchvm.net.user import UserNetwork
 from hatchvm.node.agent import LocalNode
 from hatchvm.node.lazy import Pagers, kill_stray
 from hatchvm.objects.directory import DirectoryStore
@@ -60,6 +61,14 @@ SETTINGS: Final = Settings(
 )
 
 
+class Hang:
+    """`reached`: somebody stands still there. Set `go` to let everybody pass."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.go = asyncio.Event()
+
+
 class Steps:
     """What the world did, in order. `interfere` is called with each step before it goes on."""
 
@@ -70,6 +79,27 @@ class Steps:
     async def __call__(self, step: str) -> None:
         self.taken.append(step)
         await self.interfere(step)
+
+    def fail_at(self, step: str, error: Exception) -> None:
+        """From now on that step fails, each time."""
+
+        async def fail(at: str) -> None:
+            if at == step:
+                raise error
+
+        self.interfere = fail
+
+    def hang_at(self, step: str) -> Hang:
+        """From now on whoever comes to that step stands still there until let go."""
+        hang = Hang()
+
+        async def stand_still(at: str) -> None:
+            if at == step:
+                hang.reached.set()
+                await hang.go.wait()
+
+        self.interfere = stand_still
+        return hang
 
 
 class SteppedStore:
@@ -143,7 +173,7 @@ class World:
         self.objects = SteppedObjects(objects or DirectoryStore(self.paths.objects), self.step)
         engine = SnapshotEngine(self.objects, self.paths.packs, self.clock)
         self.pagers = Pagers(lazy=lazy, ring=Ring())
-        node = LocalNode(NODE_ID, self.paths, self.driver, engine, self.pagers, boot_id=boot_id)
+        node = LocalNode(NODE_ID, self.paths, self.driver, engine, self.pagers, private=UserNetwork(), boot_id=boot_id)
         self.ctx = Context(
             store=SteppedStore(SqlStore(f"sqlite:///{self.paths.database}"), self.step),
             node=node,
@@ -155,12 +185,17 @@ class World:
             port_is_free=lambda port: True,
         )
         node.on_exit(lambda vm_id, ended: power.ended(self.ctx, vm_id, ended))
+        #: SSH sessions past Hatch, with whatever VM.
+        self.tracked: list[Tracked] = []
         self.house = ControlPlane(
-            self.ctx, ImageCases(self.ctx, self.paths.images, ""), KeyCases(self.ctx, lambda: None)
+            self.ctx,
+            ImageCases(self.ctx, self.paths.images, self.paths.images.parent / "cache", ""),
+            KeyCases(self.ctx, lambda: None),
+            lambda vm: self.tracked,
         )
         self.vms = self.house.vms
         self.gate = HouseGate(self.ctx)
-        self.idle = IdleMonitor(self.ctx, lambda port: 0)
+        self.idle = self.house.idle
 
     async def start(self) -> World:
         await self.ctx.store.open()

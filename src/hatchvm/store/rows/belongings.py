@@ -1,4 +1,4 @@
-"""The tables of what belongs to a VM and goes with it: routes and snapshots."""
+"""The tables of what belongs to a VM and goes with it: routes, snapshots and leases."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 
 from sqlalchemy import Select, Table, bindparam, func, select
 
+from hatchvm.domain.lease import Lease
 from hatchvm.domain.route import Route
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 from hatchvm.store import tables
@@ -19,6 +20,14 @@ class SqlRouteRows(OwnedRows[Route]):
     table: ClassVar[Table] = tables.routes
     noun: ClassVar[str] = "route"
     value = Route
+
+
+class SqlLeaseRows(OwnedRows[Lease]):
+    """Implements `ports.store.LeaseRows`."""
+
+    table: ClassVar[Table] = tables.leases
+    noun: ClassVar[str] = "hold"
+    value = Lease
 
 
 class SqlSnapshotRows(OwnedRows[Snapshot]):

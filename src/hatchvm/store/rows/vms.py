@@ -54,6 +54,10 @@ class SqlVMRows(TableRows[VM]):
         port = _C.ssh_port
         return {row["ssh_port"] for row in await self._lane.execute(select(port).where(port.is_not(None)))}
 
+    async def used_addresses(self) -> set[str]:
+        address = select(_C.guest_ip).where(_C.tap_name.is_not(None))
+        return {row["guest_ip"] for row in await self._lane.execute(address)}
+
     async def count_by_image(self, image_id: str) -> int:
         counted = select(func.count().label("count")).where(_C.image_id == image_id)
         (row,) = await self._lane.execute(counted)

@@ -15,9 +15,12 @@ from typing import Final, Literal
 
 from hatchvm.base.errors import Invalid
 from hatchvm.ports.vmm import LaunchPlan, NetPlan
+from hatchvm.vmm.qemu import guest_agent
 
 Accel = Literal["kvm", "tcg"]
 NETDEV: Final = "net0"
+#: The character device that leads to the guest's agent.
+AGENT: Final = "agent"
 MACHINE: Final = "microvm"
 
 
@@ -77,8 +80,8 @@ def cmdline(plan: LaunchPlan, machine: Machine) -> str:
 
 def devices_digest(plan: LaunchPlan) -> str:
     """Names the device list, for a snapshot's stamp."""
-    devices = [argument for argument in _devices(plan) if argument.startswith("virtio-")]
-    devices.append("net" if plan.net else "no net")
+    devices = [argument for argument in _devices(plan) if argument.startswith("virt")]
+    devices.append("no net" if plan.net is None else "net" if plan.net.tap_name is None else "net on a TAP")
     return hashlib.sha256("\n".join(devices).encode()).hexdigest()[:16]
 
 
@@ -103,6 +106,8 @@ def _devices(plan: LaunchPlan) -> list[str]:
         args += ["-device", "virtio-blk-device,drive=seed"]
     args += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-device,rng=rng"]
     args += ["-device", "virtio-balloon-device,free-page-reporting=on"]
+    args += ["-chardev", f"socket,id={AGENT},path={plan.paths.agent.name},server=on,wait=off"]
+    args += ["-device", "virtio-serial-device", "-device", f"virtserialport,chardev={AGENT},name={guest_agent.PORT}"]
     return args
 
 
@@ -112,6 +117,8 @@ def _served(plan: LaunchPlan) -> str:
 
 
 def _netdev(net: NetPlan) -> str:
+    if net.tap_name is not None:
+        return f"tap,id={NETDEV},fd={net.tap_fd}"
     network, gateway, dns = guest_network(net)
     forwards = "".join(f",hostfwd=tcp:127.0.0.1:{host}-:{guest}" for guest, host in sorted(net.forwards.items()))
     return f"user,id={NETDEV},ipv6=off,net={network},host={gateway},dns={dns},dhcpstart={net.guest_ip}{forwards}"

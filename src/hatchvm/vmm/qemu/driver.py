@@ -115,7 +115,7 @@ class QEMUDriver:
             return None
         qmp = await QMP.connect(plan.paths.qmp)
         reach = None
-        if plan.net is not None:
+        if plan.net is not None and plan.net.tap_name is None:
             lines = parse_usernet(await qmp.monitor("info usernet"))
             forwards = {guest: host for state, host, guest in lines if state == "HOST_FORWARD"}
             reach = Reach(lambda: qmp, forwards, ())
@@ -160,8 +160,9 @@ class QEMUDriver:
             if isinstance(error, HatchError):
                 raise _start_error(error, child, code, incoming) from error
             raise
-        accepted = plan.net.accepted if plan.net else ()
-        reach = Reach(lambda: qmp, forwards, accepted) if plan.net is not None else None
+        reach = None
+        if plan.net is not None and plan.net.tap_name is None:
+            reach = Reach(lambda: qmp, forwards, plan.net.accepted)
         return QEMU(child, plan.paths, qmp, reach)
 
 
@@ -175,12 +176,14 @@ def _spawn(plan: LaunchPlan, machine: cmdline.Machine, *, incoming: bool) -> tup
         listener = ours.enter_context(sockets.listen(plan.paths.qmp, backlog=1))
         argv = cmdline.argv(plan, machine, qmp_fd=listener.fileno(), incoming=incoming)
         inherited = [listener.fileno(), *([state_fd] if incoming else [])]
+        if plan.net is not None and plan.net.tap_fd is not None:
+            inherited.append(plan.net.tap_fd)
         return process.spawn(argv, plan.paths, pass_fds=inherited), state_fd
 
 
 def _with_ports(plan: LaunchPlan) -> tuple[LaunchPlan, dict[int, int]]:
     """The plan with a host port for every forward that has none (0)."""
-    if plan.net is None:
+    if plan.net is None or plan.net.tap_name is not None:
         return plan, {}
     wanted: Mapping[int, int] = plan.net.forwards
     open_ports = iter(free_ports(sum(1 for host in wanted.values() if not host), avoid=wanted.values()))

@@ -13,7 +13,9 @@ from hatchvm.base import tasks
 from hatchvm.base.errors import Exhausted, HatchError, Internal, Unavailable
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.process import Process
-from hatchvm.ports.vmm import Exit
+from hatchvm.ports.vmm import Exit, PutRight
+from hatchvm.vmm.qemu import guest_agent
+from hatchvm.vmm.qemu.cmdline import AGENT
 from hatchvm.vmm.qemu.qmp import QMP
 from hatchvm.vmm.qemu.reach import Reach
 
@@ -51,6 +53,12 @@ class QEMU:
 
     async def running(self) -> bool:
         return bool((await self._qmp.run("query-status"))["running"])
+
+    async def put_right(self, *, again: bool, timeout_s: float) -> PutRight:
+        ports = await self._qmp.run("query-chardev")
+        if not any(port["label"] == AGENT and port["frontend-open"] for port in ports):
+            return guest_agent.nothing("no qemu-guest-agent runs in the guest", again=again)
+        return await guest_agent.put_right(self._paths.agent, self._paths.root.name, again=again, timeout_s=timeout_s)
 
     async def power_button(self) -> None:
         await self._qmp.run("system_powerdown")
@@ -105,9 +113,6 @@ class QEMU:
         if self._exit.done():
             raise Unavailable("the VMM is gone")
         return await self._reach.dial(port, patient_until=patient_until, deadline=deadline)
-
-    async def expose(self, port: int, host_port: int) -> bool:
-        return await self._reach.expose(port, host_port) if self._reach else False
 
     async def _watch(self) -> Exit:
         code = await self._process.wait()

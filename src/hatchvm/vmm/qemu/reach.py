@@ -77,11 +77,6 @@ class Reach:
         """Guest ports that have accepted a connection: after a suspend and a wake they still will."""
         return frozenset(self._accepted)
 
-    async def expose(self, port: int, host_port: int) -> bool:
-        """See `ports.vmm.Handle.expose`."""
-        refusal = await self._qmp().monitor(f"hostfwd_add {NETDEV} tcp:127.0.0.1:{host_port}-:{port}")
-        return not refusal.strip()
-
     async def dial(self, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         """See `ports.vmm.Handle.dial`."""
         host_port = await self._forward(port)
@@ -96,7 +91,8 @@ class Reach:
     async def _forward(self, port: int) -> int:
         if port not in self._forwards:
             host_port = free_ports(1, avoid=self._forwards.values())[0]
-            if not await self.expose(port, host_port):
+            refusal = await self._qmp().monitor(f"hostfwd_add {NETDEV} tcp:127.0.0.1:{host_port}-:{port}")
+            if refusal.strip():
                 raise Unavailable("no forward to the guest's port", detail=f"port {host_port} is taken")
             self._forwards[port] = host_port
         return self._forwards[port]
