@@ -14,7 +14,8 @@ from bench.report import Row, machine, median, percentile, publish
 from hatchvm.base.paths import VMPaths
 from hatchvm.cli.child import ChildDaemon
 from hatchvm.cli.images import cache_dir
-from hatchvm.images.tiny import build_tiny
+from hatchvm.domain.image import TINY
+from hatchvm.images import builtin
 from hatchvm.ports.vmm import LaunchPlan, NetPlan
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.reach import free_ports
@@ -98,7 +99,7 @@ def _wakes(daemon: ChildDaemon, folder: Path, rounds: int) -> list[Row]:
 
 async def _bare(daemon: ChildDaemon, vm_id: str, folder: Path) -> BareVM:
     """A copy of the sleeping VM, with the launch plan that Hatch has for it."""
-    image = await build_tiny(cache_dir(), lambda words: None)
+    image = await builtin.build(TINY, cache_dir(), lambda words: None)
     paths = BareVM.copy_of(daemon.paths.vm(vm_id), folder / "bare")
     with daemon.client() as client:
         vm = client.get_vm(vm_id)

@@ -79,13 +79,14 @@ class ClientConnection(asyncio.Protocol):
         self._reading = True
         self._phase = Phase.IDLE
         self._since = house.clock.monotonic()
+        self._peer = ""
 
     # -- asyncio.Protocol: the client
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        peer = (transport.get_extra_info("peername") or ("unknown",))[0]  # None: it has gone already
-        forwarded = f"X-Forwarded-For: {peer}\r\nX-Forwarded-Proto: http\r\n"
+        self._peer = (transport.get_extra_info("peername") or ("unknown",))[0]  # None: it has gone already
+        forwarded = f"X-Forwarded-For: {self._peer}\r\nX-Forwarded-Proto: http\r\n"
         self._relay = Relay(forwarded=forwarded.encode())
         # A client that vanished without a word must not keep a silent stream for ever.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -220,7 +221,7 @@ class ClientConnection(asyncio.Protocol):
             route = self._find(request)
             self._route = route
             # The hold comes before the question: a suspend under way sees it and is taken back.
-            self._hold = house.gate.hold(route.vm_id)
+            self._hold = house.gate.hold(route.vm_id, "http", self._peer)
             awake = house.gate.ready(route)
         except errors.HatchError as error:
             self._refuse(error)
@@ -246,7 +247,7 @@ class ClientConnection(asyncio.Protocol):
         assert self._route is not None
         if not awake:
             self._run(self._relay.waking())
-        work = self._house.connector.connect(self._route, awake=awake, fresh=fresh)
+        work = self._house.connector.connect(self._route, awake=awake, fresh=fresh, by=self._peer)
         self._connecting = tasks.spawn(work, name=f"connect to {self._route.vm_id}")
         self._connecting.add_done_callback(self._connected)
 
@@ -305,7 +306,7 @@ class ClientConnection(asyncio.Protocol):
             return
         self._since = self._house.clock.monotonic()
         if self._hold is None and self._route is not None:
-            self._hold = self._house.gate.hold(self._route.vm_id)
+            self._hold = self._house.gate.hold(self._route.vm_id, "http", self._peer)
         if self._hold:
             self._hold.touch()
 

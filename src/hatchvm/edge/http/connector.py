@@ -50,15 +50,16 @@ class Connector:
     def close(self) -> None:
         self._pool.close()
 
-    async def connect(self, route: Route, *, awake: bool, fresh: bool) -> Upstream:
+    async def connect(self, route: Route, *, awake: bool, fresh: bool, by: str) -> Upstream:
         """A connection to the route's port, after a wake unless `awake`. `fresh`: one that has served nobody yet.
 
+        `by`: the client's address, for who asks why the VM woke.
         Raises HatchError with the sentence for the client.
         """
         relapses = 0
         while True:
             if not awake:
-                await self._gate.need(route.vm_id, reason="http", timeout_s=self._limits.wake_timeout_s)
+                await self._gate.need(route.vm_id, reason="http", timeout_s=self._limits.wake_timeout_s, by=by)
             try:
                 return await self._knock((route.vm_id, route.target_port), fresh=fresh)
             except errors.Unavailable:
