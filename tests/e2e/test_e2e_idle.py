@@ -21,7 +21,8 @@ SETTINGS = {"HATCH_IDLE_CHECK_INTERVAL": "1s", "HATCH_IDLE_TIMEOUT": "2s", "HATC
 
 @pytest.fixture(scope="module")
 def restless(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChildDaemon]:
-    daemon = ChildDaemon(tmp_path_factory.mktemp("restless") / "data", SETTINGS)
+    folder = tmp_path_factory.mktemp("restless")
+    daemon = ChildDaemon(folder / "data", SETTINGS | {"HATCH_CONNTRACK_PATH": str(folder / "conntrack")})
     try:
         daemon.start()
         yield daemon
@@ -96,6 +97,34 @@ def test_an_open_ssh_session_holds_it_awake(sleepy: Guest, ssh_key: Path) -> Non
         assert sleepy.state() == "running"
 
 
+def test_an_ssh_session_past_hatch_holds_it_awake(sleepy: Guest) -> None:
+    table, port = sleepy.daemon.paths.root.parent / "conntrack", sleepy.look()["ssh_port"]
+    forward = f"src=203.0.113.10 dst=203.0.113.20 sport=52341 dport={port} src=172.16.0.2 sport=22 dport=52341"
+    sleepy.text()
+    table.write_text(f"ipv4 2 tcp 6 431999 ESTABLISHED {forward}\n")
+    mark = sleepy.daemon.mark()
+    message = "skipping idle snapshot, active SSH session"
+    wait_for(lambda: events(sleepy.daemon, message, mark, vm=sleepy.id, ssh_port=port), "the session is seen")
+    with sleepy.daemon.client() as client:
+        use = client.get_activity(sleepy.id)
+        assert [(hold["kind"], hold["peer"], hold["since"]) for hold in use["holds"]] == [("ssh", "203.0.113.10", None)]
+        assert use["sleeps"] == {"at": None, "because": "1 open connections"}
+        # The lease comes first, so that the VM is held by something all the time.
+        client.create_hold(sleepy.id, "1h")
+    table.unlink()
+
+
+def test_a_lease_holds_it_awake(sleepy: Guest) -> None:
+    until_judged(sleepy, "1 lease", idle_s=2)
+    with sleepy.daemon.client() as client:
+        (lease,) = client.list_holds(sleepy.id)
+        use = client.get_activity(sleepy.id)
+        assert [(hold["kind"], hold["id"]) for hold in use["holds"]] == [("lease", lease["id"])]
+        assert use["sleeps"]["at"] is not None
+        assert use["sleeps"]["at"] > lease["expires_at"]
+        client.release_hold(sleepy.id, lease["id"])
+
+
 def test_left_alone_it_falls_asleep_and_a_request_wakes_it(sleepy: Guest) -> None:
     count, mark = sleepy.count(), sleepy.daemon.mark()
     wait_for(lambda: sleepy.state() == "snapshotted", "it is put to sleep")
@@ -104,6 +133,10 @@ def test_left_alone_it_falls_asleep_and_a_request_wakes_it(sleepy: Guest) -> Non
     assert idle["idle_seconds"] >= 2
     assert events(sleepy.daemon, "snapshot created", mark, vm=sleepy.id)
     assert sleepy.count() == count + 1
+    with sleepy.daemon.client() as client:
+        woken = client.get_activity(sleepy.id)["last_wake"]
+    assert woken is not None
+    assert (woken["reason"], woken["by"]) == ("http", "127.0.0.1")
     assert events(sleepy.daemon, "vm restored", mark, vm=sleepy.id)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +14,6 @@ from hatchvm.domain.vm import NewVM
 from hatchvm.ports.vmm import Exit
 from hatchvm.testing.vmm import no_hook
 from hatchvm.testing.world import World
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with World.running(tmp_path) as world:
-        yield world
 
 
 async def quiet(world: World, vm_id: str) -> None:
@@ -116,34 +109,20 @@ async def test_stopping_and_starting_keeps_the_disk_and_not_the_memory(world: Wo
 
 async def test_a_guest_that_ignores_the_power_button_is_ended(world: World) -> None:
     vm = await world.vm()
-    reached = asyncio.Event()
-
-    async def ignore(at: str) -> None:
-        if at == "power_button":
-            reached.set()
-            await asyncio.Event().wait()
-
-    world.step.interfere = ignore
+    hang = world.step.hang_at("power_button")
     stopping = tasks.spawn(world.vms.stop(vm.id), name="stop")
-    await reached.wait()
+    await hang.reached.wait()
     world.clock.advance(world.ctx.settings.halt_s)
     assert (await stopping).state is State.STOPPED
     assert not world.machines.live()
 
 
 async def test_a_client_that_hangs_up_leaves_a_create_that_ends(world: World) -> None:
-    reached, go = asyncio.Event(), asyncio.Event()
-
-    async def hold_up(at: str) -> None:
-        if at == "launch":
-            reached.set()
-            await go.wait()
-
-    world.step.interfere = hold_up
+    hang = world.step.hang_at("launch")
     client = tasks.spawn(world.vms.create(NewVM()), name="client")
-    await reached.wait()
+    await hang.reached.wait()
     client.cancel()
-    go.set()
+    hang.go.set()
     await asyncio.wait([client])
     (vm,) = await world.rows()
     assert (vm.state, world.state(vm)) == (State.RUNNING, State.RUNNING)

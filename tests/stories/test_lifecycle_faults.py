@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -20,12 +19,6 @@ from hatchvm.testing.world import World
 MOST: Final = 60
 
 Verb = Callable[[World, VM], Awaitable[None]]
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with World.running(tmp_path) as world:
-        yield world
 
 
 class Fault:

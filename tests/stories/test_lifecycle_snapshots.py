@@ -4,32 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
 from hatchvm.base import tasks
-from hatchvm.base.errors import Conflict, Corrupt, Exhausted, HatchError, Invalid, NotFound, Unavailable
+from hatchvm.base.errors import Conflict, Corrupt, Exhausted, Invalid, NotFound, Unavailable
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import SnapshotStatus
 from hatchvm.domain.vm import VM, NewVM
 from hatchvm.testing.vmm import no_hook
 from hatchvm.testing.world import World
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with World.running(tmp_path) as world:
-        yield world
-
-
-def fail(world: World, step: str, error: HatchError) -> None:
-    async def interfere(at: str) -> None:
-        if at == step:
-            raise error
-
-    world.step.interfere = interfere
 
 
 async def uploaded(world: World, vm: VM) -> None:
@@ -56,7 +41,7 @@ async def status(world: World, vm: VM) -> list[tuple[SnapshotStatus, str]]:
 
 async def test_a_store_that_is_down_costs_a_retry_not_the_vm(world: World) -> None:
     vm = await world.vm()
-    fail(world, "put", Unavailable("the store is down"))
+    world.step.fail_at("put", Unavailable("the store is down"))
     with pytest.raises(Unavailable, match="suspended and kept on this host, but storing its snapshot failed"):
         await world.vms.snapshot(vm.id)
     assert world.state(vm) is State.SNAPSHOTTED
@@ -174,7 +159,7 @@ async def test_a_snapshot_asked_for_by_name_is_that_one_even_after_a_restore_tha
     first = await world.vms.snapshot(vm.id)
     assert await world.request(vm) == 1
     second = await world.vms.snapshot(vm.id)
-    fail(world, "restore", Unavailable("no"))
+    world.step.fail_at("restore", Unavailable("no"))
     with pytest.raises(Unavailable):
         await world.vms.restore(vm.id, first.id)
     world.step.interfere = no_hook
@@ -205,7 +190,7 @@ async def test_lost_local_files_are_fetched_from_the_store(world: World) -> None
 async def test_lost_local_files_that_were_never_stored_are_not_replaced_by_older_ones(world: World) -> None:
     vm = await world.asleep()
     await world.request(vm)
-    fail(world, "put", Unavailable("the store is down"))
+    world.step.fail_at("put", Unavailable("the store is down"))
     with pytest.raises(Unavailable):
         await world.vms.snapshot(vm.id)
     world.paths.vm(vm.id).state.unlink()

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import fields
-from pathlib import Path
 
 import pytest
 
@@ -16,12 +14,6 @@ from hatchvm.domain.snapshot import Stamp
 from hatchvm.domain.vm import NewVM
 from hatchvm.testing.vmm import STAMP
 from hatchvm.testing.world import World
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with World.running(tmp_path) as world:
-        yield world
 
 
 class Gate:

@@ -123,6 +123,7 @@ class TestWake:
         await client.send(GET)
         await stage.gate.until_needed(1)
         assert stage.gate.holds[VM] == 1
+        assert stage.gate.held_by == stage.gate.needed_by == [("http", "127.0.0.1")]
         stage.gate.wake.set()
         assert (await client.answer())[1] == b"ok"
         await stage.gate.until_released(VM)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
@@ -14,12 +12,6 @@ from hatchvm.base.errors import Conflict, Corrupt, HatchError, Unavailable, Unsu
 from hatchvm.control.vms import upload
 from hatchvm.testing.vmm import no_hook
 from hatchvm.testing.world import World
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with World.running(tmp_path) as world:
-        yield world
 
 
 async def test_a_whole_house_is_ready(world: World) -> None:
@@ -31,11 +23,7 @@ async def test_a_snapshot_that_is_not_stored_yet_is_told_and_does_not_make_it_un
     overview = await world.house.overview()
     assert (overview.store, overview.vms, overview.uploads) == ("directory", {"running": 2}, [])
 
-    async def down(at: str) -> None:
-        if at == "put":
-            raise Unavailable("the store is down")
-
-    world.step.interfere = down
+    world.step.fail_at("put", Unavailable("the store is down"))
     with pytest.raises(Unavailable):
         await world.vms.snapshot(vm.id)
     await breathe()
@@ -65,16 +53,9 @@ async def test_a_snapshot_that_is_not_stored_yet_is_told_and_does_not_make_it_un
 
 async def test_an_upload_under_way_and_one_that_is_lost_are_told_apart(world: World) -> None:
     vm = await world.vm()
-    reached = asyncio.Event()
-
-    async def hang(at: str) -> None:
-        if at == "put":
-            reached.set()
-            await asyncio.Event().wait()
-
-    world.step.interfere = hang
+    hang = world.step.hang_at("put")
     snapshot = tasks.spawn(world.vms.snapshot(vm.id), name="snapshot")
-    await reached.wait()
+    await hang.reached.wait()
     [waits] = upload.pending(world.ctx)
     assert (waits.error, waits.uploading, waits.retry_at) == ("", True, None)
     assert await world.request(vm) == 1

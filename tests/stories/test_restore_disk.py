@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from hatchvm.base import tasks
-from hatchvm.base.errors import Conflict, Exhausted, HatchError, NotFound, Unavailable, Unsupported
+from hatchvm.base.errors import Conflict, Exhausted, NotFound, Unavailable, Unsupported
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.snapshot import SnapshotStatus
 from hatchvm.domain.vm import VM
 from hatchvm.node import launch
 from hatchvm.testing.vmm import no_hook
 from hatchvm.testing.world import World
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with World.running(tmp_path) as world:
-        yield world
-
-
-def fail(world: World, step: str, error: HatchError) -> None:
-    async def interfere(at: str) -> None:
-        if at == step:
-            raise error
-
-    world.step.interfere = interfere
 
 
 def disk(world: World, vm: VM) -> int:
@@ -50,7 +34,7 @@ async def pending(world: World) -> VM:
     """A sleeping VM whose snapshot cannot be stored, with a committed one that is older."""
     vm = await world.asleep()
     await world.request(vm)
-    fail(world, "put", Unavailable("the store is down"))
+    world.step.fail_at("put", Unavailable("the store is down"))
     with pytest.raises(Unavailable):
         await world.vms.snapshot(vm.id)
     assert [row.status for row in await world.snapshots(vm)] == [SnapshotStatus.PENDING, SnapshotStatus.COMMITTED]
@@ -185,7 +169,7 @@ async def test_a_disk_that_cannot_be_fetched_changes_nothing(world: World) -> No
     vm = await pending(world)
     newest, older = await world.snapshots(vm)
     before = disk(world, vm)
-    fail(world, "get", Unavailable("the store is down"))
+    world.step.fail_at("get", Unavailable("the store is down"))
     with pytest.raises(Unavailable, match="the store is down"):
         await world.vms.restore(vm.id, older.id, disk=True)
     assert (world.state(vm), disk(world, vm)) == (State.SNAPSHOTTED, before)
@@ -216,7 +200,7 @@ async def test_no_room_to_boot_leaves_it_asleep(world: World, monkeypatch: pytes
 async def test_a_boot_that_fails_leaves_the_disk_to_be_started(world: World, named: bool) -> None:
     vm = await pending(world)
     older = (await world.snapshots(vm))[-1]
-    fail(world, "launch", Unsupported("the VMM did not start"))
+    world.step.fail_at("launch", Unsupported("the VMM did not start"))
     with pytest.raises(Unsupported, match="the VMM did not start"):
         await world.vms.restore(vm.id, older.id if named else None, disk=True)
     world.step.interfere = no_hook
@@ -229,19 +213,12 @@ async def test_a_boot_that_fails_leaves_the_disk_to_be_started(world: World, nam
 
 async def test_a_request_that_comes_meanwhile_waits_for_the_boot(world: World) -> None:
     vm = await world.asleep()
-    reached, go = asyncio.Event(), asyncio.Event()
-
-    async def hold(at: str) -> None:
-        if at == "launch":
-            reached.set()
-            await go.wait()
-
-    world.step.interfere = hold
+    hang = world.step.hang_at("launch")
     restore = tasks.spawn(world.vms.restore(vm.id, None, disk=True), name="restore")
-    await reached.wait()
+    await hang.reached.wait()
     request = tasks.spawn(world.request(vm), name="request")
     await asyncio.sleep(0)
-    go.set()
+    hang.go.set()
     await restore
     assert await request == 1
     assert world.step.taken.count("launch") == 2, "once when it was made, once now"

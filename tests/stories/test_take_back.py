@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Final
 
 import pytest
@@ -19,12 +17,6 @@ from hatchvm.testing.world import World
 
 #: The steps of `POST snapshot`, from the first one on; its last is the row that says `committed`.
 LAST: Final = 28
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with World.running(tmp_path) as world:
-        yield world
 
 
 class Visitor:

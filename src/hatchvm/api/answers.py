@@ -18,6 +18,7 @@ from hatchvm.domain.key import ApiKey
 from hatchvm.domain.lifecycle import PUBLIC
 from hatchvm.domain.route import Route
 from hatchvm.domain.snapshot import Snapshot
+from hatchvm.domain.ssh_key import SSHKey
 from hatchvm.domain.stored import FATAL, Audit, Collected
 from hatchvm.domain.vm import VM
 from hatchvm.ports.house import Event, Overview
@@ -191,6 +192,16 @@ class NewKeyAnswer(KeyAnswer):
     key: str
 
 
+class SSHKeyAnswer(BaseModel):
+    """A user's SSH key, which opens every VM through the daemon's own SSH port."""
+
+    id: str
+    name: str
+    public_key: str
+    fingerprint: str
+    created_at: str
+
+
 class Health(BaseModel):
     """How much this node looks after."""
 
@@ -264,7 +275,7 @@ def status_answer(overview: Overview, *, reason: str) -> StatusAnswer:
                 pending_since=rfc3339(one.since),
                 error=one.error,
                 uploading=one.uploading,
-                next_retry_at=_time(one.retry_at),
+                next_retry_at=time_answer(one.retry_at),
             )
             for one in overview.uploads
         ],
@@ -294,7 +305,7 @@ def vm_answer(vm: VM, context: Context) -> VMAnswer:
         node_id=vm.node_id,
         created_at=rfc3339(vm.created_at),
         updated_at=rfc3339(vm.updated_at),
-        last_active_at=_time(context.house.vms.last_active_at(vm)),
+        last_active_at=time_answer(context.house.vms.last_active_at(vm)),
     )
 
 
@@ -364,6 +375,16 @@ def key_answer(key: ApiKey) -> KeyAnswer:
     return KeyAnswer(id=key.id, name=key.name, created_at=rfc3339(key.created_at))
 
 
+def ssh_key_answer(key: SSHKey) -> SSHKeyAnswer:
+    return SSHKeyAnswer(
+        id=key.id,
+        name=key.name,
+        public_key=key.public_key,
+        fingerprint=key.fingerprint,
+        created_at=rfc3339(key.created_at),
+    )
+
+
 def event_answer(event: Event) -> EventAnswer:
     return EventAnswer(
         id=event.id,
@@ -375,5 +396,5 @@ def event_answer(event: Event) -> EventAnswer:
     )
 
 
-def _time(moment: datetime | None) -> str | None:
+def time_answer(moment: datetime | None) -> str | None:
     return rfc3339(moment) if moment else None

@@ -13,14 +13,27 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from hatchvm.api import problems
 from hatchvm.api.boundary import Boundary
-from hatchvm.api.calls import events, health, images, keys, routes, snapshots, status, store, templates, vms
+from hatchvm.api.calls import (
+    events,
+    health,
+    holds,
+    images,
+    keys,
+    routes,
+    snapshots,
+    ssh_keys,
+    status,
+    store,
+    templates,
+    vms,
+)
 from hatchvm.api.context import Context
 from hatchvm.api.docs import render
 from hatchvm.api.openapi import describe
 from hatchvm.ports.house import House
 from hatchvm.ports.identity import Verifier
 
-_PARTS: Final = (vms, routes, snapshots, store, images, templates, keys, events, status, health)
+_PARTS: Final = (vms, routes, holds, snapshots, store, images, templates, keys, ssh_keys, events, status, health)
 
 
 def create_app(

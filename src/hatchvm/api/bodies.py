@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from hatchvm.api.fields import (
+    TTL,
     Body,
     BootArgs,
     Duration,
@@ -18,12 +19,15 @@ from hatchvm.api.fields import (
     Metadata,
     Name,
     Port,
+    PublicKey,
+    Reason,
     Reference,
     Subdomain,
     UserData,
     VCPUs,
     optional,
 )
+from hatchvm.domain.image import Builtin
 
 
 class VMDefaults(Body):
@@ -57,6 +61,19 @@ class VMRestore(Body):
 
     snapshot_id: Reference = optional()
     mode: Literal["memory", "disk"] = "memory"
+
+
+class HoldCreate(Body):
+    """How long the VM is to be kept awake, from 1s to 720h, and what for."""
+
+    ttl: TTL
+    reason: Reason = optional()
+
+
+class HoldRenew(Body):
+    """How long the VM is to be kept awake from now on."""
+
+    ttl: TTL
 
 
 class StoreGC(Body):
@@ -94,6 +111,12 @@ class ImageCreate(Body):
     boot_args: BootArgs = optional()
 
 
+class BuiltinImage(Body):
+    """Which built-in image."""
+
+    name: Builtin
+
+
 class TemplateCreate(Body):
     """A named set of defaults."""
 
@@ -105,3 +128,10 @@ class KeyCreate(Body):
     """A name for the key, to know later whose it is."""
 
     name: Name
+
+
+class SSHKeyCreate(Body):
+    """A name for the key, to know later whose it is, and the line of the file that ends in `.pub`."""
+
+    name: Name
+    public_key: PublicKey

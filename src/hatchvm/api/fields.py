@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from hatchvm.base.units import parse_duration
+from hatchvm.domain.lease import MAX_REASON, MAX_TTL_S, MIN_TTL_S
 from hatchvm.domain.vm import MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, NEVER
 
 MAX_USER_DATA_BYTES: Final = 512 * 1024
@@ -107,6 +108,18 @@ def _duration(text: str) -> str:
     return text
 
 
+def _ttl(text: str) -> str:
+    if not MIN_TTL_S <= parse_duration(_duration(text)) <= MAX_TTL_S:
+        raise ValueError("must be from 1s to 720h, which is 30 days")
+    return text
+
+
+def _visible(text: str) -> str:
+    if not text.isprintable():
+        raise ValueError("must have printable characters only")
+    return text
+
+
 Name = Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_label)]
 #: An id or a name of an existing thing: any other text means a thing that does not exist.
 Reference = Annotated[str, Field(max_length=256)]
@@ -118,10 +131,14 @@ GuestIP = Annotated[str, Field(max_length=15), AfterValidator(_unicast_ip)]
 GuestMAC = Annotated[str, Field(max_length=17), AfterValidator(_unicast_mac)]
 IdleTimeout = Annotated[str, Field(max_length=64), AfterValidator(_idle_timeout)]
 Duration = Annotated[str, Field(max_length=64), AfterValidator(_duration)]
+TTL = Annotated[str, Field(max_length=64), AfterValidator(_ttl)]
+Reason = Annotated[str, Field(min_length=1, max_length=MAX_REASON), AfterValidator(_visible)]
 _Key = Annotated[str, Field(min_length=1, max_length=63), AfterValidator(_printable)]
 _Value = Annotated[str, Field(max_length=255), AfterValidator(_printable)]
 Metadata = Annotated[dict[_Key, _Value], Field(max_length=64)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 #: Its characters are checked by `domain.route.check_subdomain`, which has the sentences users know.
 Subdomain = Annotated[str, Field(max_length=63)]
+#: Read by `domain.public_key.parse`, whose sentences never repeat it: it may be a private key.
+PublicKey = Annotated[str, Field(max_length=16384)]
 HostPath = Annotated[str, Field(max_length=4096), AfterValidator(_printable), AfterValidator(_absolute)]

@@ -11,7 +11,14 @@ from hatchvm.api.fields import is_label
 from hatchvm.base import ids
 from hatchvm.base.errors import NotFound
 
-_WORD: Final = {ids.VM: "vm", ids.ROUTE: "route", ids.SNAPSHOT: "snapshot", ids.KEY: "key"}
+_WORD: Final = {
+    ids.VM: "vm",
+    ids.ROUTE: "route",
+    ids.SNAPSHOT: "snapshot",
+    ids.KEY: "key",
+    ids.SSH_KEY: "ssh key",
+    ids.LEASE: "hold",
+}
 
 
 def check_id(text: str, prefix: str) -> str:
@@ -47,6 +54,14 @@ async def _key_id(key_id: str) -> str:
     return check_id(key_id, ids.KEY)
 
 
+async def _ssh_key_id(ssh_key_id: str) -> str:
+    return check_id(ssh_key_id, ids.SSH_KEY)
+
+
+async def _hold_id(hold_id: str) -> str:
+    return check_id(hold_id, ids.LEASE)
+
+
 def _reference(word: str) -> Callable[[str], Awaitable[str]]:
     async def check(id_or_name: str) -> str:
         return check_reference(id_or_name, word)
@@ -58,5 +73,7 @@ VMId = Annotated[str, Depends(_vm_id)]
 RouteId = Annotated[str, Depends(_route_id)]
 SnapshotId = Annotated[str, Depends(_snapshot_id)]
 KeyId = Annotated[str, Depends(_key_id)]
+SSHKeyId = Annotated[str, Depends(_ssh_key_id)]
+HoldId = Annotated[str, Depends(_hold_id)]
 ImageRef = Annotated[str, Depends(_reference("image"))]
 TemplateRef = Annotated[str, Depends(_reference("template"))]

@@ -18,7 +18,8 @@ from hatchvm.base.units import format_bytes
 from hatchvm.cli.child import ChildDaemon
 from hatchvm.cli.images import cache_dir
 from hatchvm.client import Client
-from hatchvm.images.tiny import build_tiny
+from hatchvm.domain.image import TINY
+from hatchvm.images import builtin
 
 _SUBDOMAIN: Final = "demo"
 _HOST: Final = f"{_SUBDOMAIN}.hatch.localhost"
@@ -50,7 +51,7 @@ def demo(*, once: bool = False) -> int:
     """
     print(f"\n  {_bold('Hatch')}: a VM that nobody uses costs nothing; the next request wakes it.\n")
     began = time.perf_counter()
-    image = asyncio.run(build_tiny(cache_dir(), lambda words: print(f"  image tiny: {words}", flush=True)))
+    image = asyncio.run(builtin.build(TINY, cache_dir(), lambda words: print(f"  image tiny: {words}", flush=True)))
     _line("image tiny", time.perf_counter() - began, f"{format_bytes(image.size_bytes)}, in {cache_dir()}")
     with tempfile.TemporaryDirectory(prefix="hatchvm-demo-") as folder:
         daemon = ChildDaemon(Path(folder, "data"), {})

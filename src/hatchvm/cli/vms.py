@@ -6,13 +6,15 @@ from typing import Annotated, Final, cast
 
 from cyclopts import App, Parameter
 
+from hatchvm.base.units import format_duration
 from hatchvm.cli.options import Defaults, given
 from hatchvm.cli.session import InSession
-from hatchvm.client.answers import NewVM
+from hatchvm.client.answers import Activity, NewVM, Woken
 
 app = App(name="vm", help="Create VMs and move them between states. A VM is named by its id or its name.")
 
 _COLUMNS: Final = ("id", "name", "state", "image_id", "vcpu_count", "mem_mib", "ssh_port", "last_active_at")
+_HOLDS: Final = ("kind", "peer", "id", "reason", "since", "last_byte_at", "ends_at")
 
 
 @app.command
@@ -59,6 +61,29 @@ def get(vm: str, /, *, session: InSession) -> None:
     """Show one VM."""
     with session.client() as client:
         session.show(client.get_vm(client.find_vm(vm)))
+
+
+@app.command
+def activity(vm: str, /, *, session: InSession) -> None:
+    """Show why a VM is awake, why it woke, and when it will sleep."""
+    with session.client() as client:
+        found = client.get_activity(client.find_vm(vm))
+    if session.json:
+        session.show(found)
+        return
+    sleeps, woken = found["sleeps"], found["last_wake"]
+    session.show(
+        {
+            "state": found["state"],
+            "sleeps": sleeps["at"] or f"not by itself: {sleeps['because']}",
+            "idle for": f"{format_duration(round(found['idle_seconds']))} of {found['idle_timeout']}",
+            "last active at": found["last_active_at"],
+            "last woken": None if woken is None else _told(woken),
+            "kept awake by": _amount(found),
+        }
+    )
+    if found["holds"]:
+        session.show_all(found["holds"], _HOLDS)
 
 
 @app.command
@@ -110,3 +135,22 @@ def restore(
     """
     with session.client() as client:
         session.show(client.restore_vm(client.find_vm(vm), snapshot, mode="disk" if disk else "memory"))
+
+
+def _told(woken: Woken) -> str:
+    """`2026-03-06T14:30:00Z by http from 10.0.0.5, in 0.4 s; put right: clock; not put right: random (why)`."""
+    asked = f"{woken['reason']} from {woken['by']}" if woken["by"] else woken["reason"]
+    told = [f"{woken['at']} by {asked}, in {woken['seconds']:.1f} s"]
+    if done := woken["put_right"]["done"]:
+        told.append(f"put right: {', '.join(done)}")
+    if undone := woken["put_right"]["undone"]:
+        told.append(f"not put right: {', '.join(f'{what} ({why})' for what, why in undone.items())}")
+    return "; ".join(told)
+
+
+def _amount(found: Activity) -> str:
+    count, listed = found["hold_count"], len(found["holds"])
+    if not count:
+        return "nobody"
+    more = f", of which these are the {listed} oldest" if count > listed else ""
+    return f"{count} hold{'s' if count > 1 else ''}{more}"

@@ -75,6 +75,65 @@ class RouteChanges(TypedDict, total=False):
     auto_wake: bool
 
 
+class Hold(TypedDict):
+    """A lease: it keeps its VM awake until `expires_at`."""
+
+    id: str
+    vm_id: str
+    reason: str
+    created_at: str
+    expires_at: str
+
+
+class Holding(TypedDict):
+    """One reason why a VM is awake: `kind` is `http`, `ssh` or `lease`."""
+
+    kind: str
+    since: str | None
+    last_byte_at: str | None
+    peer: str
+    reason: str
+    ends_at: str | None
+    id: str | None
+
+
+class PutRight(TypedDict):
+    """What was put right in a guest after its wake; `undone`: what was not, and why."""
+
+    done: list[str]
+    undone: dict[str, str]
+
+
+class Woken(TypedDict):
+    """A wake: `reason` is `http`, `ssh` or `api`."""
+
+    at: str
+    reason: str
+    by: str
+    seconds: float
+    put_right: PutRight
+
+
+class Sleeps(TypedDict):
+    """When a VM will sleep if nobody comes, or why it will not."""
+
+    at: str | None
+    because: str | None
+
+
+class Activity(TypedDict):
+    """Why a VM is awake, why it woke, when it will sleep."""
+
+    state: str
+    last_active_at: str | None
+    idle_seconds: float
+    idle_timeout: str
+    hold_count: int
+    holds: list[Holding]
+    last_wake: Woken | None
+    sleeps: Sleeps
+
+
 class Snapshot(TypedDict):
     """A snapshot."""
 
@@ -193,6 +252,16 @@ class NewKey(Key):
     """A new API key: `key` is its secret, told this once."""
 
     key: str
+
+
+class SSHKey(TypedDict):
+    """A user's SSH key."""
+
+    id: str
+    name: str
+    public_key: str
+    fingerprint: str
+    created_at: str
 
 
 class Health(TypedDict):

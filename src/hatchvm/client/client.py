@@ -18,9 +18,11 @@ from hatchvm.base.ids import VM as VM_PREFIX
 from hatchvm.base.ids import is_id
 from hatchvm.client.answers import (
     VM,
+    Activity,
     Collected,
     Event,
     Health,
+    Hold,
     Image,
     Key,
     NewImage,
@@ -29,6 +31,7 @@ from hatchvm.client.answers import (
     Route,
     RouteChanges,
     Snapshot,
+    SSHKey,
     Status,
     StoreAudit,
     Template,
@@ -123,6 +126,25 @@ class Client:
     def audit(self) -> StoreAudit:
         return cast(StoreAudit, self._call("GET", "store", "audit", patient=True))
 
+    def create_hold(self, vm_id: str, ttl: str, reason: str = "") -> Hold:
+        """Keep a running VM awake that long, e.g. `30m`."""
+        body = {"ttl": ttl, "reason": reason} if reason else {"ttl": ttl}
+        return cast(Hold, self._call("POST", "vms", vm_id, "holds", body=body))
+
+    def list_holds(self, vm_id: str) -> list[Hold]:
+        return cast(list[Hold], self._call("GET", "vms", vm_id, "holds"))
+
+    def renew_hold(self, vm_id: str, hold_id: str, ttl: str) -> Hold:
+        """Let it last that long from now."""
+        return cast(Hold, self._call("PATCH", "vms", vm_id, "holds", hold_id, body={"ttl": ttl}))
+
+    def release_hold(self, vm_id: str, hold_id: str) -> None:
+        self._call("DELETE", "vms", vm_id, "holds", hold_id)
+
+    def get_activity(self, vm_id: str) -> Activity:
+        """Why a VM is awake, why it woke, when it will sleep."""
+        return cast(Activity, self._call("GET", "vms", vm_id, "activity"))
+
     def create_route(
         self, vm_id: str, *, target_port: int, subdomain: str | None = None, auto_wake: bool = True
     ) -> Route:
@@ -146,6 +168,10 @@ class Client:
     def create_image(self, kernel_path: str, **fields: Unpack[NewImage]) -> Image:
         """The paths are those of the daemon's host."""
         return cast(Image, self._call("POST", "images", body={"kernel_path": kernel_path, **fields}))
+
+    def add_builtin_image(self, name: str) -> Image:
+        """Register what `hatchvm image build` has put into the daemon's cache."""
+        return cast(Image, self._call("POST", "images", "builtin", body={"name": name}))
 
     def list_images(self) -> list[Image]:
         return cast(list[Image], self._call("GET", "images"))
@@ -176,6 +202,16 @@ class Client:
 
     def delete_key(self, key_id: str) -> None:
         self._call("DELETE", "keys", key_id)
+
+    def create_ssh_key(self, name: str, public_key: str) -> SSHKey:
+        """`public_key`: the line of a file that ends in `.pub`."""
+        return cast(SSHKey, self._call("POST", "ssh-keys", body={"name": name, "public_key": public_key}))
+
+    def list_ssh_keys(self) -> list[SSHKey]:
+        return cast(list[SSHKey], self._call("GET", "ssh-keys"))
+
+    def delete_ssh_key(self, ssh_key_id: str) -> None:
+        self._call("DELETE", "ssh-keys", ssh_key_id)
 
     @contextmanager
     def events(self, vm_id: str | None = None) -> Iterator[Iterator[Event]]:

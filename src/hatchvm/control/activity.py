@@ -7,32 +7,47 @@ import contextlib
 from datetime import datetime
 
 from hatchvm.base.clock import Clock
+from hatchvm.domain.lease import Lease
 
 
 class Activity:
     """Plain attributes, written on every request and read by the idle monitor and by a suspend under way."""
 
-    __slots__ = ("_clock", "_drained", "arrivals", "holds", "last_active_at")
+    __slots__ = ("_clock", "_drained", "arrivals", "held", "last_active_at", "leases")
 
     def __init__(self, clock: Clock, last_active_at: datetime | None) -> None:
         self._clock = clock
         self.last_active_at = last_active_at
-        self.holds = 0
+        self.held: set[ActivityHold] = set()
+        #: By id, as their rows are; those that have ended too, until the idle monitor has taken note.
+        self.leases: dict[str, Lease] = {}
         #: Grows with everybody who comes to use the VM; a suspend that sees it grow takes itself back.
         self.arrivals = 0
         self._drained: asyncio.Event | None = None
 
-    def touch(self) -> None:
-        self.last_active_at = self._clock.now()
+    @property
+    def holds(self) -> int:
+        """How many requests, streams and sessions are open."""
+        return len(self.held)
 
-    def want(self) -> None:
+    def touch(self) -> datetime:
+        """The VM is active now."""
+        now = self.last_active_at = self._clock.now()
+        return now
+
+    def want(self) -> datetime:
         """Somebody came for the VM."""
         self.arrivals += 1
-        self.touch()
+        return self.touch()
+
+    def touched(self, at: datetime) -> None:
+        """It was active then, which may be a while ago."""
+        if self.last_active_at is None or at > self.last_active_at:
+            self.last_active_at = at
 
     async def drained(self, timeout_s: float) -> None:
         """Return when nobody holds the VM, or after the timeout."""
-        if not self.holds:
+        if not self.held:
             return
         self._drained = asyncio.Event()
         with contextlib.suppress(TimeoutError):
@@ -40,31 +55,33 @@ class Activity:
                 await self._drained.wait()
         self._drained = None
 
-    def unhold(self) -> None:
-        self.holds -= 1
-        self.touch()
-        if not self.holds and self._drained is not None:
-            self._drained.set()
+    def hold(self, kind: str = "http", peer: str = "") -> ActivityHold:
+        """Somebody came for the VM, and uses it until the hold is released."""
+        return ActivityHold(self, kind, peer)
 
-    def hold(self) -> ActivityHold:
-        return ActivityHold(self)
+    def leave(self, hold: ActivityHold) -> None:
+        """A hold is over. May be repeated."""
+        if hold in self.held:
+            self.held.remove(hold)
+            self.touch()
+            if not self.held and self._drained is not None:
+                self._drained.set()
 
 
 class ActivityHold:
-    """See `ports.gate.Hold`."""
+    """See `ports.gate.Hold`. Made for every HTTP request, so it is little more than its attributes."""
 
-    __slots__ = ("_activity", "_released")
+    __slots__ = ("_activity", "kind", "last_byte_at", "peer", "since")
 
-    def __init__(self, activity: Activity) -> None:
+    def __init__(self, activity: Activity, kind: str, peer: str) -> None:
         self._activity = activity
-        self._released = False
-        activity.want()
-        activity.holds += 1
+        self.kind = kind
+        self.peer = peer
+        self.since = self.last_byte_at = activity.want()
+        activity.held.add(self)
 
     def touch(self) -> None:
-        self._activity.touch()
+        self.last_byte_at = self._activity.touch()
 
     def release(self) -> None:
-        if not self._released:
-            self._released = True
-            self._activity.unhold()
+        self._activity.leave(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from ipaddress import IPv4Interface
 
 from hatchvm.base.clock import Clock
 from hatchvm.control.events import Bus
@@ -30,6 +31,7 @@ class Settings:
     snapshots_configured: bool
     snapshot_keep: int
     host_mem_mib: int
+    bridge: IPv4Interface | None = None  # guests get addresses there; None: each has a private user network
     snapshot_grace_s: float = 6 * 3600.0
     snapshot_store: str = "directory"  # its kind: see `ports.house.Overview`
     drain_s: float = 5.0  # how long an explicit snapshot waits for open requests to end

@@ -32,10 +32,17 @@ class HouseGate:
     def route(self, subdomain: str) -> Route | None:
         return self._ctx.routes.find(subdomain)
 
-    def hold(self, vm_id: str) -> ActivityHold:
+    def find(self, name: str) -> str | None:
+        owner = self._ctx.owners.find(name) or self._ctx.owners.named(name)
+        if owner is not None:
+            return owner.vm.id
+        route = self._ctx.routes.find(name)
+        return route.vm_id if route else None
+
+    def hold(self, vm_id: str, kind: str = "http", peer: str = "") -> ActivityHold:
         owner = self._ctx.owners.find(vm_id)
         activity = owner.activity if owner else Activity(self._ctx.clock, None)
-        return activity.hold()
+        return activity.hold(kind, peer)
 
     def ready(self, route: Route) -> bool:
         owner = self._ctx.owners.find(route.vm_id)
@@ -52,9 +59,9 @@ class HouseGate:
             raise Unavailable(f'vm is in state "{PUBLIC[vm.state]}", not proxying')
         return False
 
-    async def need(self, vm_id: str, *, reason: str, timeout_s: float) -> None:
+    async def need(self, vm_id: str, *, reason: str, timeout_s: float, by: str = "") -> None:
         try:
-            await wake.need(self._ctx, vm_id, reason=reason, timeout_s=timeout_s)
+            await wake.need(self._ctx, vm_id, reason=reason, timeout_s=timeout_s, by=by)
         except NotFound as error:
             raise Upstream("vm not found") from error
         except Unavailable:

@@ -9,10 +9,13 @@ from datetime import datetime
 from hatchvm.base.errors import HatchError, Unavailable
 from hatchvm.control.context import Context
 from hatchvm.control.events import Bus
+from hatchvm.control.holds import HoldCases
+from hatchvm.control.idle import IdleMonitor, SSHSessions
 from hatchvm.control.images import ImageCases, TemplateCases
 from hatchvm.control.keys import KeyCases
 from hatchvm.control.routes import RouteCases
 from hatchvm.control.snapshots import SnapshotCases
+from hatchvm.control.ssh_keys import SSHKeyCases
 from hatchvm.control.storage import StorageCases
 from hatchvm.control.vms import create, delete, power, restore, suspend, upload
 from hatchvm.domain.lifecycle import PUBLIC
@@ -63,17 +66,22 @@ class VMCases:
 
 
 class ControlPlane:
-    """See `ports.house.House`."""
+    """See `ports.house.House`. `idle` is what a daemon has to run."""
 
-    def __init__(self, ctx: Context, images: ImageCases, keys: KeyCases) -> None:
+    def __init__(
+        self, ctx: Context, images: ImageCases, keys: KeyCases, ssh_sessions: SSHSessions = lambda _: ()
+    ) -> None:
         self._ctx = ctx
+        self.idle = IdleMonitor(ctx, ssh_sessions)
         self.vms = VMCases(ctx)
         self.routes = RouteCases(ctx)
+        self.holds = HoldCases(ctx, self.idle)
         self.snapshots = SnapshotCases(ctx)
         self.storage = StorageCases(ctx)
         self.images = images
         self.templates = TemplateCases(ctx)
         self.keys = keys
+        self.ssh_keys = SSHKeyCases(ctx)
         self.events: Bus = ctx.bus
 
     async def health(self) -> tuple[int, int]:

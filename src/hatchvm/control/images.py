@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 
 from hatchvm.base import ids
-from hatchvm.base.errors import Conflict
+from hatchvm.base.errors import Conflict, NotFound
 from hatchvm.control.context import Context
-from hatchvm.domain.image import ROOT_ARGS, Image, Template
-from hatchvm.images import registry
+from hatchvm.domain.image import ROOT_ARGS, Builtin, Image, Template
+from hatchvm.images import builtin, registry
 
 
 class ImageCases:
-    """`folder`: where registered images are kept. `default_boot_args` for images that bring none."""
+    """`folder`: where registered images are kept; `cache`: where built-in ones are. `default_boot_args` for images that
+    bring none."""
 
-    def __init__(self, ctx: Context, folder: Path, default_boot_args: str) -> None:
+    def __init__(self, ctx: Context, folder: Path, cache: Path, default_boot_args: str) -> None:
         self._ctx = ctx
         self._folder = folder
+        self._cache = cache
         self._default_boot_args = default_boot_args
 
     async def create(
@@ -50,6 +54,28 @@ class ImageCases:
         async with self._ctx.store.begin() as tx:
             await tx.images.insert(image)
         return image
+
+    async def add_builtin(self, name: Builtin) -> Image:
+        image = await asyncio.to_thread(builtin.find, name, self._cache)
+        if image is None:
+            raise NotFound(
+                f'the image "{name}" is not in the cache of the daemon, {self._cache}; '
+                f"run `hatchvm image build {name}` on its host, with the same HATCH_CACHE_DIR"
+            )
+        await self.publish(image)
+        return image
+
+    async def publish(self, image: Image) -> None:
+        """Give a built-in image its name. VMs of the one that had it before keep that one under its id."""
+        async with self._ctx.store.begin() as tx:
+            known = {one.id: one for one in await tx.images.list()}
+            for other in known.values():
+                if other.name == image.name and other.id != image.id:
+                    await tx.images.update(replace(other, name=None))
+            if image.id in known:
+                await tx.images.update(image)
+            else:
+                await tx.images.insert(image)
 
     async def list(self) -> Sequence[Image]:
         async with self._ctx.store.begin() as tx:

@@ -25,6 +25,7 @@ from hatchvm.control.events import Bus
 from hatchvm.domain.lifecycle import TARGET, Event, State, advance
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM
+from hatchvm.ports.house import Woken
 from hatchvm.ports.store import Store, Tx
 from hatchvm.telemetry import logs
 
@@ -49,6 +50,8 @@ class Owner:
         self.upload_retry_at: datetime | None = None
         #: The wake under way, which every asker shares.
         self.waking: asyncio.Task[None] | None = None
+        #: The last wake that this daemon saw.
+        self.last_wake: Woken | None = None
         #: How many processes were started for it: whose end is reported may not be the one that runs now.
         self.runs = 0
         #: Monotonic time of the last change of state.
@@ -188,6 +191,10 @@ class Owners:
 
     def find(self, vm_id: str) -> Owner | None:
         return self._owners.get(vm_id)
+
+    def named(self, name: str) -> Owner | None:
+        """The owner of the VM with this name."""
+        return next((owner for owner in self._owners.values() if owner.vm.spec.name == name), None)
 
     def get(self, vm_id: str) -> Owner:
         """Raises NotFound."""

@@ -24,12 +24,16 @@ async def reconcile(ctx: Context) -> None:
     async with ctx.store.begin() as tx:
         vms = [vm for vm in await tx.vms.list() if vm.node_id == ctx.node.id]
         ctx.routes.load(await tx.routes.list())
-    swept = await ctx.node.sweep({vm.id for vm in vms})
+        leases = await tx.leases.list()
+    swept = await ctx.node.sweep(vms)
     if swept:
         _log.info(logs.SWEPT, vms=swept)
     for vm in vms:
         owner = ctx.own(vm)
         await owner.do(partial(_recover, ctx, owner), name="recover")
+    for lease in leases:
+        if (holder := ctx.owners.find(lease.vm_id)) is not None:
+            holder.activity.leases[lease.id] = lease
 
 
 async def _recover(ctx: Context, owner: Owner) -> None:

@@ -10,6 +10,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -20,6 +21,9 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from hatchvm.base import paths
 from hatchvm.base.errors import HatchError, Invalid
 from hatchvm.base.units import parse_duration
+from hatchvm.edge.ssh import allow
+from hatchvm.net.bridge.settings import Allow, parse_allow
+from hatchvm.net.sessions import TABLE
 
 #: An alias, and what the command line reads.
 _OTHER_NAMES = {"HATCH_PROXY_BASE_DOMAIN", "HATCH_URL", "HATCH_API_KEY"}
@@ -77,12 +81,33 @@ def _prefix(value: str) -> str:
     return "/".join(segments) + "/"
 
 
+def _allowances(value: object) -> tuple[Allow, ...]:
+    try:
+        return parse_allow(str(value))
+    except Invalid as error:
+        raise ValueError(str(error)) from None
+
+
+def _interface(value: object) -> IPv4Interface:
+    try:
+        interface = IPv4Interface(str(value))
+    except ValueError:
+        raise ValueError(f"{value!r} is not an address with a prefix; write it like 172.16.0.1/24") from None
+    network = interface.network
+    if not 8 <= network.prefixlen <= 30 or interface.ip in (network.network_address, network.broadcast_address):
+        raise ValueError(f"{value} cannot be a bridge's; it needs a prefix of /8 to /30 and a host's address in it")
+    return interface
+
+
 Duration = Annotated[float, BeforeValidator(_duration), AfterValidator(_positive)]
 Address = Annotated[tuple[str, int], NoDecode, BeforeValidator(_address)]
 Domains = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_domains)]
 HTTPURL = Annotated[str, AfterValidator(_http_url)]
 Bucket = Annotated[str, AfterValidator(_bucket)]
 Prefix = Annotated[str, AfterValidator(_prefix)]
+Networks = Annotated[tuple[allow.Network, ...], NoDecode, BeforeValidator(lambda value: allow.parse(str(value)))]
+Allowances = Annotated[tuple[Allow, ...], NoDecode, BeforeValidator(_allowances)]
+Interface = Annotated[IPv4Interface, BeforeValidator(_interface)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -110,7 +135,12 @@ class Config(BaseSettings):
     vmm: Literal["auto", "qemu"] = "auto"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     qemu_bin: str | None = None
-    network: Literal["auto", "user"] = "auto"
+    network: Literal["auto", "user", "bridge"] = "auto"
+    bridge_name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,12}$")] = "fcbr0"
+    bridge_cidr: Interface = IPv4Interface("172.16.0.1/24")
+    bridge_allow: Allowances = ()
+    netns: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")] | None = None
+    conntrack_path: Path = TABLE
     default_kernel_path: str | None = None
     default_rootfs_path: str | None = None
     default_boot_args: str | None = None
@@ -118,6 +148,8 @@ class Config(BaseSettings):
     default_mem_mib: Annotated[int, Field(ge=32, le=1024 * 1024)] = 512
     ssh_port_min: Port = 16000
     ssh_port_max: Port = 26000
+    ssh_allowed_cidr: Networks = allow.parse("127.0.0.1/32")
+    ssh_addr: Address | None = None
     idle_check_interval: Duration = 300.0
     idle_timeout: Duration = 1800.0
     proxy_wake_timeout: Duration = 30.0
@@ -145,6 +177,9 @@ class Config(BaseSettings):
             raise ValueError("HATCH_SNAPSHOT_STORE: HATCH_S3_BUCKET is set as well; unset one of the two")
         if (self.s3_access_key is None) != (self.s3_secret_key is None):
             raise ValueError("HATCH_S3_ACCESS_KEY and HATCH_S3_SECRET_KEY: set both or none")
+        needless = sorted(given & {"bridge_name", "bridge_cidr", "bridge_allow", "netns"})
+        if self.network != "bridge" and needless:
+            raise ValueError(f"HATCH_{needless[0].upper()}: it needs HATCH_NETWORK=bridge")
         if self.ssh_port_min > self.ssh_port_max:
             raise ValueError("HATCH_SSH_PORT_MIN is above HATCH_SSH_PORT_MAX")
         return self

@@ -16,9 +16,12 @@ from typing import Final, Literal
 from hatchvm.base.errors import HatchError
 from hatchvm.base.units import format_bytes
 from hatchvm.domain.image import TINY
-from hatchvm.images.tiny import find_tiny
+from hatchvm.images import builtin
+from hatchvm.net.bridge.bridge import BridgeNetwork
+from hatchvm.net.bridge.settings import Bridge
 from hatchvm.pager.mount import probe
 from hatchvm.server.config import Config
+from hatchvm.server.wiring import bridge_of
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.reach import ephemeral_ports_overlap
 
@@ -39,7 +42,15 @@ class Finding:
 async def examine(config: Config) -> list[Finding]:
     """Everything, most important first. Changes nothing but the remembered result of the KVM try."""
     findings = [await _qemu(config), _program("qemu-img", "qemu-utils", "disks of VMs")]
-    findings += [await _kvm(config), _firecracker(), *_network(), _lazy(config), *_disk(config), _image(config)]
+    findings += [
+        await _kvm(config),
+        _firecracker(),
+        *_network(),
+        await _bridge(config),
+        _lazy(config),
+        *_disk(config),
+        _image(config),
+    ]
     return findings
 
 
@@ -59,7 +70,7 @@ async def _kvm(config: Config) -> Finding:
         )
     if not os.access("/dev/kvm", os.R_OK | os.W_OK):
         return Finding("warn", "KVM", f"/dev/kvm is not yours; {slow}", "usermod -aG kvm $USER, then log in again")
-    image = find_tiny(config.cache_dir)
+    image = builtin.find(TINY, config.cache_dir)
     if image is None:
         return Finding(
             "warn",
@@ -95,8 +106,19 @@ def _network() -> Iterator[Finding]:
             "outgoing connections may take ports that VMs use (26001-32767); Hatch then takes others",
             "sysctl -w net.ipv4.ip_local_port_range='32768 60999'",
         )
-    can_bridge = os.geteuid() == 0 and Path("/dev/net/tun").exists()
-    yield Finding("ok", "bridge networking", f"{'possible here' if can_bridge else 'not possible here'}; not used yet")
+
+
+async def _bridge(config: Config) -> Finding:
+    wanted = bridge_of(config)
+    bridge = wanted or BridgeNetwork(Bridge(name=config.bridge_name, cidr=config.bridge_cidr))
+    try:
+        found = await bridge.check()
+    except HatchError as error:
+        what, _, mend = str(error).partition("; ")
+        return Finding(
+            "fail" if wanted else "ok", "bridge networking", what if wanted else f"not possible: {what}", mend
+        )
+    return Finding("ok", "bridge networking", found if wanted else "possible here: HATCH_NETWORK=bridge")
 
 
 def _lazy(config: Config) -> Finding:
@@ -141,7 +163,7 @@ def _reflink(folder: Path) -> bool:
 
 
 def _image(config: Config) -> Finding:
-    if find_tiny(config.cache_dir) is not None:
+    if builtin.find(TINY, config.cache_dir) is not None:
         return Finding("ok", f"image {TINY}", f"built, in {config.cache_dir}")
     missing = [name for name in ("apt-get", "dpkg-deb", "mke2fs") if not _which(name)]
     if missing:

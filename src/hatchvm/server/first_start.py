@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from contextlib import suppress
 from pathlib import Path
 
 from hatchvm.base import ids
-from hatchvm.base.errors import HatchError
+from hatchvm.base.errors import HatchError, NotFound
 from hatchvm.base.files import write_atomic
-from hatchvm.domain.image import DEFAULT, ROOT_ARGS, TINY, Image
+from hatchvm.domain.image import DEBIAN, DEFAULT, ROOT_ARGS, TINY, Image
 from hatchvm.domain.key import ApiKey, digest_of, new_secret
-from hatchvm.images import registry
+from hatchvm.images import builtin, registry
 from hatchvm.images.recipe import BOOT_ARGS
-from hatchvm.images.tiny import build_tiny
 from hatchvm.server.config import Config, blaming
 from hatchvm.server.wiring import Built
 
@@ -35,30 +34,22 @@ async def ensure_key(built: Built, say: Callable[[str], None]) -> None:
 
 
 async def ensure_images(built: Built, config: Config, say: Callable[[str], None]) -> None:
-    """Have the default image in the store. A host where `tiny` cannot be built still serves other images."""
+    """Have the default image in the store, and `debian` if it has been built.
+
+    A host where `tiny` cannot be built still serves other images.
+    """
     await registry.sweep(built.paths.images)
+    with suppress(NotFound):
+        await built.house.images.add_builtin(DEBIAN)
     if config.default_kernel_path:
         await _register_default(built, config, Path(config.default_kernel_path))
         return
     try:
-        image = await build_tiny(config.cache_dir, say)
+        image = await builtin.build(TINY, config.cache_dir, say)
     except HatchError as error:
         say(f"The image {TINY} is not available: {error}")
         return
-    await _publish(built, image)
-
-
-async def _publish(built: Built, image: Image) -> None:
-    """A newer image takes over the name; VMs of the older one keep it under its id."""
-    async with built.store.begin() as tx:
-        known = {one.id: one for one in await tx.images.list()}
-        for other in known.values():
-            if other.name == image.name and other.id != image.id:
-                await tx.images.update(replace(other, name=None))
-        if image.id in known:
-            await tx.images.update(image)
-        else:
-            await tx.images.insert(image)
+    await built.house.images.publish(image)
 
 
 async def _register_default(built: Built, config: Config, kernel: Path) -> None:
@@ -80,4 +71,4 @@ async def _register_default(built: Built, config: Config, kernel: Path) -> None:
         created_at=built.ctx.clock.now(),
         builtin=True,
     )
-    await _publish(built, image)
+    await built.house.images.publish(image)

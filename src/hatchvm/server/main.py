@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import resource
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,8 +21,15 @@ def run(env_file: Path | None, say: Callable[[str], None]) -> None:
     logs.configure(config.log_level, config.log_format or ("console" if sys.stderr.isatty() else "json"))
     for name in ignored():
         say(f"{name} means nothing to this version and is ignored")
+    _raise_descriptor_limit()
     with asyncio.Runner(loop_factory=loop_factory()) as runner:
         runner.run(serve(config, say=say))
+
+
+def _raise_descriptor_limit() -> None:
+    """A connection has a descriptor on each side, and the usual soft limit of 1,024 is for programs that `select`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

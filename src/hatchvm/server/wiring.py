@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 from hatchvm.base.clock import SystemClock
 from hatchvm.base.errors import Conflict, Unsupported
@@ -19,18 +20,22 @@ from hatchvm.control.context import Context, Settings
 from hatchvm.control.events import Bus
 from hatchvm.control.gate import HouseGate
 from hatchvm.control.house import ControlPlane
-from hatchvm.control.idle import IdleMonitor
+from hatchvm.control.idle import SSHSessions
 from hatchvm.control.images import ImageCases
 from hatchvm.control.keys import KeyCases
 from hatchvm.control.owner import Owners
 from hatchvm.control.table import RouteTable
 from hatchvm.control.vms import power
+from hatchvm.domain.activity import Tracked
 from hatchvm.domain.image import DEFAULT, TINY
+from hatchvm.domain.vm import VM
 from hatchvm.identity.anyof import AnyOf
 from hatchvm.identity.keys import StoredKeys
 from hatchvm.identity.remote import RemoteVerifier
 from hatchvm.images.recipe import BOOT_ARGS
+from hatchvm.net.bridge.settings import Bridge
 from hatchvm.net.sessions import established
+from hatchvm.net.user import UserNetwork
 from hatchvm.node.agent import LocalNode
 from hatchvm.node.lazy import Pagers
 from hatchvm.objects.directory import DirectoryStore
@@ -45,6 +50,9 @@ from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.driver import QEMUDriver
 from hatchvm.vmm.qemu.reach import is_free
 
+if TYPE_CHECKING:
+    from hatchvm.net.bridge.bridge import BridgeNetwork
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Built:
@@ -56,8 +64,8 @@ class Built:
     ctx: Context
     house: ControlPlane
     gate: HouseGate
-    idle: IdleMonitor
     verifier: Verifier
+    bridge: BridgeNetwork | None
     store: SqlStore
     paths: DataPaths
     lock: IO[str]
@@ -74,7 +82,10 @@ def build(config: Config) -> Built:
     grace = timedelta(seconds=config.snapshot_grace)
     engine = None if objects is None else SnapshotEngine(objects, paths.packs, clock, ring=ring, grace=grace)
     pagers = Pagers(lazy=config.lazy_restore == "auto" and probe() is None, ring=ring)
-    node = LocalNode(config.node_id, paths, driver, engine, pagers, boot_id=boot_id())
+    bridge = bridge_of(config)
+    node = LocalNode(
+        config.node_id, paths, driver, engine, pagers, private=UserNetwork(), bridge=bridge, boot_id=boot_id()
+    )
     with blaming("DATABASE_URL"):
         store = SqlStore(config.database_url or f"sqlite:///{paths.database}")
     ctx = Context(
@@ -89,16 +100,42 @@ def build(config: Config) -> Built:
     )
     node.on_exit(lambda vm_id, exit_: power.ended(ctx, vm_id, exit_))
     stored = StoredKeys(store)
+    images = ImageCases(ctx, paths.images, config.cache_dir, BOOT_ARGS)
     return Built(
         ctx=ctx,
-        house=ControlPlane(ctx, ImageCases(ctx, paths.images, BOOT_ARGS), KeyCases(ctx, stored.forget)),
+        house=ControlPlane(ctx, images, KeyCases(ctx, stored.forget), _passers_by(config, bridge)),
         gate=HouseGate(ctx),
-        idle=IdleMonitor(ctx, established),
         verifier=_verifier(config, stored, clock),
+        bridge=bridge,
         store=store,
         paths=paths,
         caution=caution,
         lock=_take(paths),  # last: whatever fails before holds nothing
+    )
+
+
+def _passers_by(config: Config, bridge: BridgeNetwork | None) -> SSHSessions:
+    """SSH sessions past Hatch, by the connection tracking of the namespace in which guests are reached."""
+    look = partial(established, table=config.conntrack_path, silence_s=config.stream_idle_timeout)
+    if bridge is None:
+        return look
+
+    def look_inside(vm: VM) -> Sequence[Tracked]:
+        with bridge.namespace.inside():
+            return look(vm, own={str(config.bridge_cidr.ip)})
+
+    return look_inside
+
+
+def bridge_of(config: Config) -> BridgeNetwork | None:
+    """The bridge that guests are plugged into, if the configuration wants one."""
+    if config.network != "bridge":
+        return None
+    # Only here: pyroute2 takes half a second to import.
+    from hatchvm.net.bridge.bridge import BridgeNetwork
+
+    return BridgeNetwork(
+        Bridge(name=config.bridge_name, cidr=config.bridge_cidr, netns=config.netns, allow=config.bridge_allow)
     )
 
 
@@ -153,6 +190,7 @@ def _ring(config: Config) -> Ring:
 
 def _settings(config: Config) -> Settings:
     return Settings(
+        bridge=config.bridge_cidr if config.network == "bridge" else None,
         default_image=DEFAULT if config.default_kernel_path else TINY,
         default_vcpu=config.default_vcpu,
         default_mem_mib=config.default_mem_mib,

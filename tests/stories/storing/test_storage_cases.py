@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import pytest
@@ -23,12 +23,6 @@ from hatchvm.testing.vmm import no_hook
 from hatchvm.testing.world import World
 
 HOUR_S = 3600.0
-
-
-@pytest.fixture
-async def world(tmp_path: Path) -> AsyncIterator[World]:
-    async with World.running(tmp_path) as world:
-        yield world
 
 
 @pytest.fixture(autouse=True)
@@ -260,11 +254,7 @@ async def test_what_is_deleted_or_stored_during_an_audit_is_no_problem(world: Wo
 async def test_what_is_not_stored_yet_cannot_be_verified(world: World) -> None:
     vm = await world.vm()
 
-    async def fail(at: str) -> None:
-        if at == "put":
-            raise Unavailable("the store is down")
-
-    world.step.interfere = fail
+    world.step.fail_at("put", Unavailable("the store is down"))
     with pytest.raises(Unavailable):
         await world.vms.snapshot(vm.id)
     (row,) = await world.snapshots(vm)
@@ -285,11 +275,7 @@ async def test_a_delete_that_fails_half_way_is_finished(tmp_path: Path, interrup
         (row,) = await world.snapshots(vm)
         await world.request(vm)
 
-        async def fail(at: str) -> None:
-            if at == "delete":
-                raise Unavailable("the store is down")
-
-        world.step.interfere = fail
+        world.step.fail_at("delete", Unavailable("the store is down"))
         with pytest.raises(Unavailable):
             await world.house.snapshots.delete(row.id)
         world.step.interfere = no_hook
@@ -314,11 +300,7 @@ async def test_retention_finishes_what_was_being_deleted(world: World) -> None:
     (row,) = await world.snapshots(vm)
     await world.request(vm)
 
-    async def fail(at: str) -> None:
-        if at == "delete":
-            raise Unavailable("the store is down")
-
-    world.step.interfere = fail
+    world.step.fail_at("delete", Unavailable("the store is down"))
     with pytest.raises(Unavailable):
         await world.house.snapshots.delete(row.id)
     world.step.interfere = no_hook
@@ -355,11 +337,7 @@ async def test_a_commit_without_an_answer_leaves_nothing_behind_once_the_store_i
             await world.vms.snapshot(vm.id)
         assert len(files(world, "snapshots")) == 1, "the manifest was the second"
 
-        async def fail(at: str) -> None:
-            if at == "get":
-                raise Unavailable("the store is down")
-
-        world.step.interfere = fail
+        world.step.fail_at("get", Unavailable("the store is down"))
         await world.request(vm)
         assert await world.snapshots(vm) == []
         [row] = await rows(world, vm)

@@ -62,7 +62,13 @@ ONE_OF_EACH: Mapping[str, Json] = {
     "array": [7],
     "object": {"seven": 7},
 }
-GOOD: Mapping[str, Json] = {"target_port": 80, "kernel_path": "/boot/vmlinuz", "name": "good"}
+GOOD: Mapping[str, Json] = {
+    "target_port": 80,
+    "kernel_path": "/boot/vmlinuz",
+    "name": "tiny",
+    "ttl": "30m",
+    "public_key": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g",
+}
 
 
 def bad_values(schema: Node) -> Iterator[Json]:
@@ -99,7 +105,8 @@ async def path_of(client: httpx2.AsyncClient, call: Call) -> str:
     """The call's path with ids of things that exist."""
     vm = (await client.post("/vms")).json()
     route = (await client.post(f"/vms/{vm['id']}/routes", json={"target_port": 80})).json()
-    return call.path.format(vm_id=vm["id"], route_id=route["id"])
+    hold = (await client.post(f"/vms/{vm['id']}/holds", json={"ttl": "1h"})).json()
+    return call.path.format(vm_id=vm["id"], route_id=route["id"], hold_id=hold["id"])
 
 
 async def refused(client: httpx2.AsyncClient, call: Call, path: str, content: bytes) -> str:

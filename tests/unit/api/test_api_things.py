@@ -78,6 +78,15 @@ async def test_images(client: httpx2.AsyncClient, vm_id: str) -> None:
     assert (await client.get("/images/No..Such")).json() == {"error": "image not found"}
 
 
+async def test_a_built_in_image_is_registered_by_its_name(client: httpx2.AsyncClient) -> None:
+    tiny = (await client.get("/images/tiny")).json()
+    added = await client.post("/images/builtin", json={"name": "tiny"})
+    assert (added.status_code, added.json()) == (201, tiny)
+    missing = await client.post("/images/builtin", json={"name": "debian"})
+    assert (missing.status_code, missing.json()) == (404, {"error": 'the image "debian" is not in the cache'})
+    assert (await client.post("/images/builtin", json={"name": "other"})).status_code == 400
+
+
 async def test_templates(client: httpx2.AsyncClient) -> None:
     defaults = {"vcpu_count": 2, "metadata": {"a": "b"}}
     made = await client.post("/templates", json={"name": "big", "defaults": defaults | {"user_data": "swordfish"}})

@@ -117,6 +117,8 @@ async def test_a_state_that_forbids_the_call_is_409(client: httpx2.AsyncClient) 
         ("POST", "/restore"),
         ("GET", "/snapshots"),
         ("GET", "/routes"),
+        ("GET", "/holds"),
+        ("GET", "/activity"),
     ],
 )
 async def test_an_unknown_or_malformed_id_is_404(

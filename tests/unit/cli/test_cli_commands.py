@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from hatchvm.base.errors import Unavailable
+from hatchvm.domain.image import Boot, Builtin, Image
+from hatchvm.images import builtin
 from hatchvm.ports.house import PendingUpload
 from hatchvm.testing.command import Cli
 from hatchvm.testing.house import START
@@ -95,6 +98,24 @@ def test_routes(cli: Cli, vm: dict[str, Any]) -> None:
     changed = ask(cli, "route", "update", route["id"], "--auto-wake", "--port", "81")
     assert (changed["subdomain"], changed["target_port"], changed["auto_wake"]) == ("cli-app", 81, True)
     assert ask(cli, "route", "delete", route["id"]) == {"status": "deleted"}
+
+
+def test_a_built_image_is_registered_with_the_daemon(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def build(name: Builtin, cache: Path, progress: Callable[[str], None]) -> Image:
+        progress("building")
+        boot = Boot(kernel=cache / "kernel", initrd=None, rootfs=None, rootfs_format="raw", boot_args="")
+        return Image(id="img-1", name=name, boot=boot, digest="00", size_bytes=1, created_at=START, builtin=True)
+
+    monkeypatch.setattr(builtin, "build", build)
+    tiny = cli("image", "build", "tiny")
+    assert tiny.code == 0
+    assert tiny.err.startswith("building\n") and 'knows it as "tiny"' in tiny.err
+    debian = cli("image", "build", "debian")
+    assert debian.code == 0
+    assert "did not register it" in debian.err and "not in the cache" in debian.err
+    nobody = cli("--url", "http://127.0.0.1:1", "image", "build", "debian")
+    assert nobody.code == 0
+    assert "no daemon answers" in nobody.err
 
 
 def test_images(cli: Cli, tmp_path: Path) -> None:

@@ -40,7 +40,8 @@ READY: Final[dict[State, tuple[bool | str, bool | str]]] = {
 
 def own(world: World, state: State, **fields: Any) -> None:
     known: dict[str, Any] = {"guest_ip": "10.0.2.15", "created_at": NOW, "updated_at": NOW, "node_id": "n"}
-    world.ctx.own(VM(id="vm-1", spec=VMSpec(image_id="img-1"), state=state, **(known | fields)))
+    known |= {"id": "vm-1", "spec": VMSpec(image_id="img-1"), "state": state}
+    world.ctx.own(VM(**(known | fields)))
 
 
 def refusal(error: HatchError) -> tuple[str, int]:
@@ -89,6 +90,16 @@ def test_a_hold_is_the_vms(world: World) -> None:
     assert (activity.holds, activity.arrivals) == (1, 1)
     hold.release()
     assert activity.holds == 0
+
+
+def test_a_vm_is_found_by_its_id_its_name_or_a_subdomain(world: World) -> None:
+    own(world, State.SNAPSHOTTED, spec=VMSpec(image_id="img-1", name="web"))
+    own(world, State.RUNNING, id="vm-2", spec=VMSpec(image_id="img-1", name="app"))
+    own(world, State.RUNNING, id="vm-3", spec=VMSpec(image_id="img-1"))
+    world.ctx.routes.put(ROUTE)
+    world.ctx.routes.put(replace(ROUTE, id="rt-2", subdomain="shop"))
+    found = [world.gate.find(name) for name in ("vm-1", "web", "shop", "app", "vm-3", "", "None", "nobody")]
+    assert found == ["vm-1", "vm-1", "vm-1", "vm-2", "vm-3", None, None, None], "a name goes before a subdomain"
 
 
 class Patience:

@@ -87,6 +87,26 @@ def test_a_hold_counts_once_and_its_end_is_activity() -> None:
     assert activity.last_active_at > ended
 
 
+def test_a_hold_knows_who_and_since_when() -> None:
+    activity = Activity(SteeredClock(), None)
+    first, second = activity.hold("ssh", "10.0.0.5"), activity.hold()
+    assert activity.held == {first, second}
+    assert (first.kind, first.peer, second.kind, second.peer) == ("ssh", "10.0.0.5", "http", "")
+    assert first.since == first.last_byte_at < second.since
+    second.touch()
+    assert first.since == first.last_byte_at < second.since < second.last_byte_at == activity.last_active_at
+    first.release()
+    assert activity.held == {second}
+
+
+def test_what_is_noticed_late_takes_no_activity_back() -> None:
+    clock = SteeredClock()
+    activity, before, after = Activity(clock, None), clock.now(), clock.now()
+    activity.touched(after)
+    activity.touched(before)
+    assert activity.last_active_at == after
+
+
 async def test_draining_ends_with_the_last_hold() -> None:
     activity = Activity(SteeredClock(), None)
     await activity.drained(1000)

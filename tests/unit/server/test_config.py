@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from ipaddress import IPv4Interface, IPv6Network
 from pathlib import Path
 from typing import Final
 
@@ -11,6 +12,7 @@ import pytest
 from pydantic import AliasChoices, SecretStr
 
 from hatchvm.base.errors import Invalid
+from hatchvm.net.bridge.settings import parse_allow
 from hatchvm.server.config import Config, load
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
@@ -22,6 +24,10 @@ WITH: Final[dict[str, dict[str, str]]] = {
     "HATCH_S3_SECRET_KEY": {"HATCH_S3_BUCKET": "my-bucket", "HATCH_S3_ACCESS_KEY": "key"},
     "HATCH_S3_PATH_STYLE": {"HATCH_S3_BUCKET": "my-bucket"},
     "HATCH_S3_PREFIX": {"HATCH_S3_BUCKET": "my-bucket"},
+    "HATCH_BRIDGE_NAME": {"HATCH_NETWORK": "bridge"},
+    "HATCH_BRIDGE_CIDR": {"HATCH_NETWORK": "bridge"},
+    "HATCH_BRIDGE_ALLOW": {"HATCH_NETWORK": "bridge"},
+    "HATCH_NETNS": {"HATCH_NETWORK": "bridge"},
 }
 #: variable -> (a value, what it means)
 GOOD: Final[dict[str, tuple[str, object]]] = {
@@ -47,6 +53,13 @@ GOOD: Final[dict[str, tuple[str, object]]] = {
     "HATCH_ACCEL": ("tcg", "tcg"),
     "HATCH_QEMU_BIN": ("/q", "/q"),
     "HATCH_NETWORK": ("user", "user"),
+    "HATCH_BRIDGE_NAME": ("br-x", "br-x"),
+    "HATCH_BRIDGE_CIDR": ("198.18.0.1/15", IPv4Interface("198.18.0.1/15")),
+    "HATCH_BRIDGE_ALLOW": ("198.18.0.1:80, 192.0.2.0/24", parse_allow("198.18.0.1:80,192.0.2.0/24")),
+    "HATCH_NETNS": ("hatch", "hatch"),
+    "HATCH_CONNTRACK_PATH": ("/t", Path("/t")),
+    "HATCH_SSH_ALLOWED_CIDR": ("2001:db8::/32", (IPv6Network("2001:db8::/32"),)),
+    "HATCH_SSH_ADDR": (":2222", ("0.0.0.0", 2222)),
     "HATCH_DEFAULT_KERNEL_PATH": ("/k", "/k"),
     "HATCH_DEFAULT_ROOTFS_PATH": ("/r", "/r"),
     "HATCH_DEFAULT_BOOT_ARGS": ("quiet", "quiet"),
@@ -77,7 +90,13 @@ BAD: Final[dict[str, list[str]]] = {
     "HATCH_SNAPSHOT_GRACE": ["0s", "6"],
     "HATCH_VMM": ["xen", "QEMU"],
     "HATCH_ACCEL": ["hvf"],
-    "HATCH_NETWORK": ["bridge"],
+    "HATCH_NETWORK": ["host"],
+    "HATCH_BRIDGE_NAME": ["Br0", "a/b", "x" * 14, "br 0"],
+    "HATCH_BRIDGE_CIDR": ["172.16.0.0/24", "172.16.0.255/24", "172.16.0.1", "::1/64", "172.16.0.1/31", "10.0.0.1/7"],
+    "HATCH_BRIDGE_ALLOW": ["here", "192.0.2.0/24:0", "192.0.2.1/24"],
+    "HATCH_NETNS": ["a/b", "..", "x" * 65],
+    "HATCH_SSH_ALLOWED_CIDR": [",", "localhost", "127.0.0.1/33"],
+    "HATCH_SSH_ADDR": ["2222"],
     "HATCH_DEFAULT_VCPU": ["0", "33", "two"],
     "HATCH_DEFAULT_MEM_MIB": ["31", "1048577", "512M"],
     "HATCH_SSH_PORT_MIN": ["0", "65536"],

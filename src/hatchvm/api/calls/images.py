@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 
 from hatchvm.api.answers import Deleted, ImageAnswer, image_answer
-from hatchvm.api.bodies import ImageCreate
+from hatchvm.api.bodies import BuiltinImage, ImageCreate
 from hatchvm.api.context import Ctx
 from hatchvm.api.guard import KeyRoute
 from hatchvm.api.params import ImageRef
@@ -25,6 +25,12 @@ async def create_image(context: Ctx, body: ImageCreate) -> ImageAnswer:
         boot_args=given.get("boot_args"),
     )
     return image_answer(image)
+
+
+@router.post("/builtin", status_code=201)
+async def add_builtin_image(context: Ctx, body: BuiltinImage) -> ImageAnswer:
+    """Register a built-in image that `hatchvm image build` has put into the daemon's cache."""
+    return image_answer(await context.house.images.add_builtin(body.name))
 
 
 @router.get("")

@@ -24,7 +24,7 @@ async def destroy(ctx: Context, owner: Owner) -> None:
     vm_id = owner.vm.id
     await owner.move(Event.DELETE)
     await upload.stop(owner)
-    await ctx.node.destroy(vm_id)
+    await ctx.node.destroy(owner.vm)
     await ctx.node.discard_all(vm_id)
     ctx.routes.remove_vm(vm_id)
     await owner.forget()

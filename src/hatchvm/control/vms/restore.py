@@ -16,6 +16,7 @@ from hatchvm.control.vms.wake import need
 from hatchvm.domain.lifecycle import Event, State, advance
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 from hatchvm.domain.vm import VM
+from hatchvm.ports.house import Woken
 
 _ASLEEP: Final = frozenset({State.SUSPENDING, State.SNAPSHOTTED, State.RESTORING})
 
@@ -63,6 +64,7 @@ async def _from_disk(ctx: Context, owner: Owner, snapshot_id: str | None) -> VM:
 async def _bring_back(ctx: Context, owner: Owner, source: Snapshot | None, *, disk: bool) -> VM:
     """Fetch `source`, if there is one, and run it."""
     was_asleep = owner.vm.state is State.SNAPSHOTTED
+    began, put_right = ctx.clock.monotonic(), None
     owner.activity.touch()
     await owner.move(Event.RESTORE)
     pending = await upload.stop(owner)
@@ -81,7 +83,8 @@ async def _bring_back(ctx: Context, owner: Owner, source: Snapshot | None, *, di
             await ctx.node.boot(owner.vm, image)
         else:
             async with asyncio.timeout_at(deadline):
-                await ctx.node.wake(owner.vm, image, {route.target_port for route in ctx.routes.of_vm(owner.vm.id)})
+                ports = {route.target_port for route in ctx.routes.of_vm(owner.vm.id)}
+                put_right = await ctx.node.wake(owner.vm, image, ports)
     except (HatchError, TimeoutError) as error:
         why = str(error) or f"it took longer than {ctx.settings.wake_timeout_s:g} s"
         kept = not touched or (disk and await ctx.node.saved(owner.vm.id))
@@ -92,6 +95,9 @@ async def _bring_back(ctx: Context, owner: Owner, source: Snapshot | None, *, di
     owner.pending = None
     upload.remove_later(ctx, pending)
     owner.retry_at = 0.0
+    if put_right is not None:
+        seconds = ctx.clock.monotonic() - began
+        owner.last_wake = Woken(at=ctx.clock.now(), reason="api", by="", seconds=seconds, put_right=put_right)
     started_at = ctx.clock.now() if disk else owner.vm.started_at
     return await owner.settle(Event.RESTORED, wake_failures=0, started_at=started_at, also=upload.forget(pending))
 

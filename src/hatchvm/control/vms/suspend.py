@@ -30,11 +30,14 @@ async def snapshot(ctx: Context, vm_id: str) -> Snapshot:
     return await asyncio.shield(first)
 
 
-async def suspend_idle(ctx: Context, owner: Owner) -> None:
-    """Suspend because nobody uses it. Raises Conflict if somebody does by now; the upload goes on by itself."""
+async def suspend_idle(ctx: Context, owner: Owner, arrivals: int) -> None:
+    """Suspend because nobody uses it. Raises Conflict if somebody does by now; the upload goes on by itself.
+
+    `arrivals`: how many had come when it was found idle.
+    """
 
     async def verb() -> None:
-        if owner.activity.holds:
+        if owner.activity.holds or owner.activity.arrivals != arrivals:
             raise Conflict("the vm is in use")
         await suspend(ctx, owner)
 
@@ -91,6 +94,7 @@ def _row(vm: VM, now: datetime) -> Snapshot:
         "enable_network": spec.enable_network,
         "guest_ip": vm.guest_ip,
         "guest_mac": vm.guest_mac,
+        "bridged": vm.tap_name is not None,
     }
     return Snapshot(
         id=snapshot_id,

@@ -19,12 +19,14 @@ from hatchvm.control.vms import upload
 from hatchvm.domain import backoff
 from hatchvm.domain.lifecycle import PUBLIC, Event, State
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus, kept
+from hatchvm.ports.house import Woken
+from hatchvm.ports.vmm import PutRight
 from hatchvm.telemetry import logs, metrics
 
 _log = structlog.get_logger()
 
 
-async def need(ctx: Context, vm_id: str, *, reason: str, timeout_s: float) -> None:
+async def need(ctx: Context, vm_id: str, *, reason: str, timeout_s: float, by: str = "") -> None:
     """Return when the VM runs. See `ports.gate.Gate.need`."""
     owner = ctx.owners.find(vm_id)
     if owner is None:
@@ -32,7 +34,7 @@ async def need(ctx: Context, vm_id: str, *, reason: str, timeout_s: float) -> No
     if owner.vm.state is State.RUNNING:
         return
     if owner.waking is None:
-        owner.waking = owner.start(lambda: _wake(ctx, owner, reason), name="wake")
+        owner.waking = owner.start(lambda: _wake(ctx, owner, reason, by), name="wake")
         owner.waking.add_done_callback(lambda _: setattr(owner, "waking", None))
     try:
         async with asyncio.timeout(timeout_s):
@@ -41,7 +43,7 @@ async def need(ctx: Context, vm_id: str, *, reason: str, timeout_s: float) -> No
         raise Unavailable("failed to wake vm", detail=f"not awake after {timeout_s:g} s", retry_after_s=1) from error
 
 
-async def _wake(ctx: Context, owner: Owner, reason: str) -> None:
+async def _wake(ctx: Context, owner: Owner, reason: str, by: str) -> None:
     """In the owner's turn. A VM that runs by now (a suspend that was taken back) is success."""
     if owner.vm.state is State.RUNNING:
         return
@@ -50,10 +52,10 @@ async def _wake(ctx: Context, owner: Owner, reason: str) -> None:
     wait_s = owner.retry_at - ctx.clock.monotonic()
     if wait_s > 0:
         raise Unavailable("failed to wake vm", detail=owner.vm.state_reason, retry_after_s=math.ceil(wait_s))
-    await wake(ctx, owner, reason=reason)
+    await wake(ctx, owner, reason=reason, by=by)
 
 
-async def wake(ctx: Context, owner: Owner, *, reason: str) -> None:
+async def wake(ctx: Context, owner: Owner, *, reason: str, by: str = "") -> None:
     """Restore the newest saved state, in the owner's turn. Raises Unavailable `failed to wake vm`."""
     began = ctx.clock.monotonic()
     _log.info(logs.WAKING, vm=owner.vm.id, reason=reason)
@@ -61,7 +63,7 @@ async def wake(ctx: Context, owner: Owner, *, reason: str) -> None:
     pending = await upload.stop(owner)
     try:
         async with asyncio.timeout(ctx.settings.wake_timeout_s):
-            await _resume(ctx, owner)
+            put_right = await _resume(ctx, owner)
     except (HatchError, TimeoutError) as error:
         await _failed(ctx, owner, error, reason)
         if pending is not None:
@@ -73,24 +75,26 @@ async def wake(ctx: Context, owner: Owner, *, reason: str) -> None:
     owner.pending = None
     upload.remove_later(ctx, pending)
     owner.retry_at = 0.0
+    seconds = ctx.clock.monotonic() - began
+    owner.last_wake = Woken(at=ctx.clock.now(), reason=reason, by=by, seconds=seconds, put_right=put_right)
     metrics.WAKES.labels(reason, "ok").inc()
-    metrics.WAKE_SECONDS.observe(ctx.clock.monotonic() - began)
-    _log.info(logs.RESTORED, vm=owner.vm.id, seconds=round(ctx.clock.monotonic() - began, 3))
+    metrics.WAKE_SECONDS.observe(seconds)
+    _log.info(logs.RESTORED, vm=owner.vm.id, seconds=round(seconds, 3))
 
 
-async def _resume(ctx: Context, owner: Owner) -> None:
+async def _resume(ctx: Context, owner: Owner) -> PutRight:
     """From the local pair; from the object store if this host has no sound one."""
     vm = owner.vm
     image = await ctx.image_of(vm)
     ports = {route.target_port for route in ctx.routes.of_vm(vm.id)}
     try:
-        await ctx.node.wake(vm, image, ports)
+        return await ctx.node.wake(vm, image, ports)
     except Corrupt:
         newest = await newest_snapshot(ctx, vm.id)
         if newest is None or newest.status is not SnapshotStatus.COMMITTED:
             raise
         await ctx.node.fetch(vm, image, newest, lazily=True)
-        await ctx.node.wake(vm, image, ports)
+        return await ctx.node.wake(vm, image, ports)
 
 
 async def newest_snapshot(ctx: Context, vm_id: str) -> Snapshot | None:

@@ -1,0 +1,154 @@
+"""The doors: the HTTP proxy, the SSH gateway and the REST API, opened and closed together, told what happens to VMs."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import uvicorn
+
+from hatchvm.api.app import create_app
+from hatchvm.base import tasks
+from hatchvm.base.errors import Unavailable
+from hatchvm.domain.lifecycle import State
+from hatchvm.edge.http.server import ProxyServer
+from hatchvm.edge.ssh.gateway import SSHGateway
+from hatchvm.server.config import Config
+from hatchvm.server.wiring import Built
+from hatchvm.telemetry import logs, metrics
+
+if TYPE_CHECKING:
+    from hatchvm.edge.ssh.front.server import SSHFront
+
+_log = structlog.get_logger()
+
+#: How long open API calls may take to end when the daemon is told to go.
+_GRACE_S: Final = 10
+_BACKLOG: Final = 2048
+
+#: States whose VM has no process. One that is being suspended may be resumed yet.
+_ENDED: Final = frozenset({State.SNAPSHOTTED, State.STOPPED, State.ERROR, State.DELETING})
+
+Say = Callable[[str], None]
+
+
+class _API(uvicorn.Server):
+    """Signals belong to the daemon, not to its API."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+@asynccontextmanager
+async def opened(built: Built, config: Config, say: Say) -> AsyncIterator[asyncio.Task[None]]:
+    """Every door, listening; yields the API's task, which ends by itself only if it fails."""
+    proxy = ProxyServer(
+        built.gate,
+        base_domains=config.base_domain,
+        wake_timeout_s=config.proxy_wake_timeout,
+        stream_idle_timeout_s=config.stream_idle_timeout,
+    )
+    with _naming("HATCH_HTTP_ADDR", config.http_addr):
+        listener = _listen(*config.http_addr)
+    with listener:
+        with _naming("HATCH_PROXY_ADDR", config.proxy_addr):
+            proxy_port = await proxy.start(*config.proxy_addr)
+        front = await _front(built, config)
+        gateway = SSHGateway(built.gate, allowed=config.ssh_allowed_cidr, wake_timeout_s=config.wake_timeout)
+        following = tasks.supervise(_follow(built, proxy, gateway), name="follow VMs")
+        api_port = listener.getsockname()[1]
+        server = _API(_api_settings(built, base_url(config, proxy_port)))
+        task = tasks.spawn(server.serve(sockets=[listener]), name="api")
+        _log.info(logs.STARTED, api_port=api_port, proxy_port=proxy_port, pid=os.getpid())
+        say(f"Hatch serves its API on http://{config.http_addr[0]}:{api_port} (docs: /docs)")
+        say(f"and your VMs on {base_url(config, proxy_port)('<subdomain>')}")
+        try:
+            yield task
+        finally:
+            server.should_exit = True
+            await asyncio.wait([task])
+            await tasks.cancel_and_wait(following)
+            await asyncio.gather(proxy.close(), gateway.aclose(), *([front.close()] if front else []))
+
+
+def base_url(config: Config, proxy_port: int) -> Callable[[str], str]:
+    """subdomain -> URL. On loopback a `*.localhost` domain is preferred: it resolves everywhere without DNS."""
+    domain = config.base_domain[0]
+    if config.proxy_addr[0].startswith("127."):
+        domain = next((name for name in config.base_domain if name.endswith("localhost")), domain)
+    return lambda subdomain: f"http://{subdomain}.{domain}:{proxy_port}"
+
+
+async def _follow(built: Built, proxy: ProxyServer, gateway: SSHGateway) -> None:
+    """A VM's SSH port is open as long as the VM exists; connections to its ports end with its process."""
+    ports: dict[str, int] = {}
+
+    def open_port(vm_id: str) -> None:
+        owner = built.ctx.owners.find(vm_id)
+        if owner is not None and owner.vm.ssh_port is not None:
+            ports[vm_id] = owner.vm.ssh_port
+            gateway.open(vm_id, owner.vm.ssh_port)
+
+    for owner in built.ctx.owners:
+        open_port(owner.vm.id)
+    async for event in built.ctx.bus.subscribe(None):
+        if event.type == "vm.deleted":
+            gateway.close(ports.pop(event.vm_id, 0))
+        elif event.vm_id not in ports:
+            open_port(event.vm_id)
+        if event.state in _ENDED:
+            proxy.forget(event.vm_id)
+            gateway.forget(event.vm_id)
+
+
+async def _front(built: Built, config: Config) -> SSHFront | None:
+    """The one SSH port for all VMs, if the configuration names one."""
+    if config.ssh_addr is None:
+        return None
+    # Only here: asyncssh takes most of a second to import.
+    from hatchvm.edge.ssh.front.server import SSHFront
+
+    front = SSHFront(
+        built.gate,
+        built.house.ssh_keys,
+        house_key=built.paths.house_key,
+        host_key=built.paths.front_key,
+        allowed=config.ssh_allowed_cidr,
+        wake_timeout_s=config.wake_timeout,
+    )
+    with _naming("HATCH_SSH_ADDR", config.ssh_addr):
+        await front.start(*config.ssh_addr)
+    return front
+
+
+def _api_settings(built: Built, base_url_for: Callable[[str], str]) -> uvicorn.Config:
+    app = create_app(
+        built.house,
+        built.verifier,
+        base_url_for=base_url_for,
+        socket_path_for=lambda vm_id: str(built.paths.vm(vm_id).qmp),
+        version=version("hatchvm"),
+        registry=metrics.REGISTRY,
+    )
+    return uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=_GRACE_S, lifespan="off")
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=_BACKLOG)
+
+
+@contextmanager
+def _naming(variable: str, address: tuple[str, int]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = f"{address[0]}:{address[1]}"
+        raise Unavailable(f"{variable}: cannot listen on {where}: {error.strerror or error}") from error
