@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 
-.PHONY: help setup demo serve test check fmt bench
+.PHONY: help setup demo serve test soak check fmt bench
 
 help: ## list the verbs
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -21,6 +21,11 @@ test: setup ## the whole suite, real VMs included; ARGS=... goes to pytest
 	@scripts/test-servers
 	@$(BIN)/hatchvm image build tiny
 	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+soak: setup ## what takes too long for every change: a Debian guest, fifty VMs on a bridge, hours asleep; an hour, as root
+	@scripts/test-servers
+	@$(BIN)/hatchvm image build tiny
+	@HATCH_SOAK=1 $(BIN)/pytest tests/soak tests/integration/test_s3_storm.py $(ARGS)
 
 check: setup ## lint, types, architecture
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python scripts/sizes.py
