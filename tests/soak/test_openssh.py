@@ -68,6 +68,7 @@ class Login:
 
 @pytest.fixture(scope="module")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChildDaemon]:
+    subprocess.run([HATCHVM, "image", "build", "debian"], check=True)
     settings = {"HATCH_IDLE_TIMEOUT": f"{IDLE_S}s", "HATCH_IDLE_CHECK_INTERVAL": "5s", "HATCH_LOG_LEVEL": "debug"}
     child = ChildDaemon(tmp_path_factory.mktemp("daemon") / "data", settings)
     child.start()
@@ -79,7 +80,6 @@ def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChildDaemon]:
 
 @pytest.fixture(scope="module")
 def login(daemon: ChildDaemon) -> Login:
-    subprocess.run([HATCHVM, "image", "build", "debian"], check=True)
     with daemon.client() as client:
         guest = create_guest(client, daemon, "debian", image_id="debian", mem_mib=1024)
         lease = client.create_hold(guest.id, ttl="10m", reason="first boot")

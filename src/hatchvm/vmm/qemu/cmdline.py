@@ -107,7 +107,12 @@ def _devices(plan: LaunchPlan) -> list[str]:
     args += ["-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-device,rng=rng"]
     args += ["-device", "virtio-balloon-device,free-page-reporting=on"]
     args += ["-chardev", f"socket,id={AGENT},path={plan.paths.agent.name},server=on,wait=off"]
-    args += ["-device", "virtio-serial-device", "-device", f"virtserialport,chardev={AGENT},name={guest_agent.PORT}"]
+    args += [
+        "-device",
+        "virtio-serial-device,max_ports=2",
+        "-device",
+        f"virtserialport,chardev={AGENT},name={guest_agent.PORT}",
+    ]
     return args
 
 
