@@ -23,7 +23,7 @@ test: setup ## the whole suite, real VMs included; ARGS=... goes to pytest
 	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
 
 soak: setup ## what takes too long for every change: a Debian guest, fifty VMs on a bridge, hours asleep; an hour, as root
-	@scripts/test-servers
+	@scripts/test-servers all
 	@$(BIN)/hatchvm image build tiny
 	@HATCH_SOAK=1 $(BIN)/pytest tests/soak tests/integration/test_s3_storm.py $(ARGS)
 
@@ -33,6 +33,6 @@ check: setup ## lint, types, architecture
 fmt: setup ## format and mend what can be mended
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-bench: setup ## measure the promises: boot, pause, wake, what snapshots cost, waking from S3
-	@scripts/test-servers
+bench: setup ## measure the promises: boot, pause, wake, what snapshots cost, waking from S3, SSH
+	@scripts/test-servers all
 	@$(BIN)/python -m bench
