@@ -157,21 +157,19 @@ def test_port_forwarding(asleep: Login) -> None:
 
 
 def test_a_session_in_which_nobody_types_holds_the_vm_awake(asleep: Login) -> None:
-    session = subprocess.Popen(
-        [*asleep.ssh, "root@127.0.0.1", "cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
-    )
-    assert session.stdin is not None
-    assert session.stdout is not None
-    session.stdin.write("one\n")
-    assert session.stdout.readline() == "one\n"
-    until = time.monotonic() + SILENCE_S
-    while time.monotonic() < until:
-        assert asleep.guest.state() == "running"
-        time.sleep(min(5.0, SILENCE_S))
-    session.stdin.write("two\n")
-    assert session.stdout.readline() == "two\n"
-    session.stdin.close()
-    assert session.wait(30) == 0
+    command = [*asleep.ssh, "root@127.0.0.1", "cat"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as session:
+        assert session.stdin is not None
+        assert session.stdout is not None
+        session.stdin.write("one\n")
+        assert session.stdout.readline() == "one\n"
+        until = time.monotonic() + SILENCE_S
+        while time.monotonic() < until:
+            assert asleep.guest.state() == "running"
+            time.sleep(min(5.0, SILENCE_S))
+        session.stdin.write("two\n")
+        assert session.stdout.readline() == "two\n"
+    assert session.returncode == 0
     wait_for(lambda: asleep.guest.state() == "snapshotted", "it sleeps when the session is over", IDLE_S + 60)
 
 
