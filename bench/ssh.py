@@ -23,6 +23,7 @@ from hatchvm.base.units import MIB
 from hatchvm.edge.ssh import allow
 from hatchvm.edge.ssh.gateway import SSHGateway
 from hatchvm.edge.ssh.reach import GUEST_PORT
+from hatchvm.server.main import loop_factory
 from hatchvm.testing import ssh
 from hatchvm.testing.gate import FakeGate
 from hatchvm.testing.stage import VM, free_port
@@ -214,7 +215,8 @@ def _serve_gateway(port: int, guest_port: int, ready: Event) -> None:
         ready.set()
         await asyncio.Event().wait()
 
-    asyncio.run(serve())
+    with asyncio.Runner(loop_factory=loop_factory()) as runner:  # as the daemon does
+        runner.run(serve())
 
 
 def _await_port(port: int) -> None:

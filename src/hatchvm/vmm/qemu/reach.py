@@ -3,7 +3,8 @@
 A host port on loopback forwards to a guest port. The forward's listener accepts at once, whether or not the guest does,
 so a connection proves nothing: a closed guest port ends it without a byte, a booting guest leaves it hanging. QEMU does
 know (`info usernet` lists `SYN_SENT` or `ESTABLISHED`), so until a port has accepted once, one connection at a time is
-tried and proven; everybody else waits for that proof and then connects freely.
+tried and proven; everybody else waits for that proof and then connects freely. A woken guest is asked for it again: now
+and then the first packet after a wake is lost, and user-mode networking sends it once more only after six seconds.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Reach:
         self._qmp = qmp
         self._forwards = forwards
         self._accepted = set(accepted)
+        #: Ports that have accepted since this process started.
+        self._proven: set[int] = set()
         self._proofs: dict[int, asyncio.Lock] = {}
 
     @property
@@ -80,10 +83,12 @@ class Reach:
     async def dial(self, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         """See `ports.vmm.Handle.dial`."""
         host_port = await self._forward(port)
-        if port not in self._accepted:
+        if port not in self._proven:
             async with self._proofs.setdefault(port, asyncio.Lock()):
-                if port not in self._accepted:
-                    sock = await self._prove(port, host_port, patient_until, deadline)
+                if port not in self._proven:
+                    patience = patient_until if port not in self._accepted else 0.0
+                    sock = await self._prove(port, host_port, patience, deadline)
+                    self._proven.add(port)
                     self._accepted.add(port)
                     return sock
         return await _connect(host_port)
