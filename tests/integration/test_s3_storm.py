@@ -21,9 +21,9 @@ from hatchvm.testing.storm import Storm
 
 pytest_plugins = ["hatchvm.testing.s3.fixtures"]
 
-#: `make soak` takes the time for all of them.
-SHARE: Final = 1.0 if os.environ.get("HATCH_SOAK") else 0.3
-OPERATIONS: Final = 500 * SHARE
+#: `make soak` takes the time for all of them; a short storm only proves that each kind of fault happened.
+WHOLE: Final = "HATCH_SOAK" in os.environ
+OPERATIONS: Final = 500 if WHOLE else 150
 SEED: Final = 20261122
 CALM: Final = Faults(flip=0.02)
 SOME: Final = Faults(delay=0.2, refuse=0.1, reset=0.1, truncate=0.1, flip=0.1, drop=0.1)
@@ -53,6 +53,6 @@ async def test_nothing_wrong_is_resumed_and_nothing_committed_is_lost(
         await storm.end()
     for name, told in (("injected", between.injected), ("succeeded", storm.succeeded), ("failed", storm.failed)):
         record_property(name, dict(told))
-    assert all(between.injected[kind] >= 30 * SHARE for kind in KINDS), between.injected
-    assert storm.failed.total() >= 25 * SHARE, storm.failed
-    assert storm.collected >= 25 or SHARE < 1  # time that makes things old enough passes rarely
+    assert all(between.injected[kind] >= (30 if WHOLE else 1) for kind in KINDS), between.injected
+    assert storm.failed.total() >= (25 if WHOLE else 1), storm.failed
+    assert storm.collected >= (25 if WHOLE else 0)  # the time that makes things old enough passes rarely
