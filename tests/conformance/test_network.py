@@ -106,7 +106,7 @@ def guest(rig: Rig, image: Image, number: int = 0) -> VM:
 async def page(node: LocalNode, vm: VM) -> str:
     """What the guest's web server says: its own name."""
     now = asyncio.get_running_loop().time()
-    sock = await node.dial(vm.id, WEB, patient_until=now + DEADLINE_S, deadline=now + DEADLINE_S)
+    sock = await node.dial(vm, WEB, patient_until=now + DEADLINE_S, deadline=now + DEADLINE_S)
     reader, writer = await asyncio.open_connection(sock=sock)
     try:
         writer.write(b"GET / HTTP/1.0\r\n\r\n")
@@ -128,11 +128,11 @@ async def test_a_guest_is_reached_sleeps_and_is_reached_again(rig: Rig, node: Lo
         assert await page(node, vm) == "guest-0"
         now = asyncio.get_running_loop().time()
         with pytest.raises(Upstream, match="upstream refused connection"):
-            await node.dial(vm.id, CLOSED, patient_until=now, deadline=now + DEADLINE_S)
+            await node.dial(vm, CLOSED, patient_until=now, deadline=now + DEADLINE_S)
         for _ in range(2):
             assert await node.suspend(vm, image, lambda: False) is not None
             with pytest.raises(Unavailable):
-                await node.dial(vm.id, WEB, patient_until=now, deadline=now)
+                await node.dial(vm, WEB, patient_until=now, deadline=now)
             await node.wake(vm, image, {WEB})
             assert await page(node, vm) == "guest-0"
     finally:

@@ -76,7 +76,7 @@ class HouseGate:
         now = asyncio.get_running_loop().time()
         grace_s = max(0.0, owner.since + _BOOT_GRACE_S - self._ctx.clock.monotonic())
         return await self._ctx.node.dial(
-            vm_id,
+            owner.vm,
             port,
             patient_until=now + min(timeout_s, grace_s),
             deadline=now + min(timeout_s, max(grace_s, _SILENCE_S)),

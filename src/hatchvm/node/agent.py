@@ -21,7 +21,7 @@ from hatchvm.domain.vm import VM
 from hatchvm.node import adopt, console, launch, lazy, pair, storage, suspend, touched, wake
 from hatchvm.node.host import Host, seat_of
 from hatchvm.node.lazy import Pager, Pagers
-from hatchvm.ports.network import Network, Seat
+from hatchvm.ports.network import Network
 from hatchvm.ports.node import OnExit, Sizes, Suspended
 from hatchvm.ports.vmm import Driver, Exit, Handle, PutRight
 from hatchvm.snapshots.engine import SnapshotEngine
@@ -56,8 +56,6 @@ class LocalNode:
             boot_id=boot_id,
         )
         self._live: dict[str, Handle] = {}
-        #: Where VMs that run, or ran, are plugged in.
-        self._seats: dict[str, Seat] = {}
         #: Pagers of VMs that run, and of those whose next step is a wake.
         self._pagers: dict[str, Pager] = {}
         self._recording: dict[str, asyncio.Task[None]] = {}
@@ -74,7 +72,7 @@ class LocalNode:
 
     async def boot(self, vm: VM, image: Image) -> None:
         await self._end(vm.id)
-        self._keep(vm, await launch.boot(self._host, vm, image))
+        self._keep(vm.id, await launch.boot(self._host, vm, image))
 
     async def suspend(self, vm: VM, image: Image, wanted: Callable[[], bool]) -> Suspended | None:
         handle = self._handle(vm.id)
@@ -97,7 +95,7 @@ class LocalNode:
             except BaseException:
                 await self._end(vm.id)
                 raise
-        self._keep(vm, woken.handle)
+        self._keep(vm.id, woken.handle)
         recording = touched.record(self._vm(vm.id), woken.handle.pid)
         self._recording[vm.id] = tasks.supervise(recording, name=f"record {vm.id}")
         return await wake.put_right(vm, woken)
@@ -113,7 +111,6 @@ class LocalNode:
     async def destroy(self, vm: VM) -> None:
         await self._end(vm.id)
         await lazy.kill_stray(self._vm(vm.id))
-        self._seats.pop(vm.id, None)
         if (seat := seat_of(vm)) is not None and (network := self._host.network(seat)) is not None:
             await network.forget(seat)
         await asyncio.to_thread(shutil.rmtree, self._vm(vm.id).root, ignore_errors=True)
@@ -175,7 +172,7 @@ class LocalNode:
         if adopted.pager is not None:
             self._keep_pager(vm.id, adopted.pager)
         if adopted.handle is not None:
-            self._keep(vm, adopted.handle)
+            self._keep(vm.id, adopted.handle)
         return adopted.found
 
     async def sweep(self, known: Collection[VM]) -> list[str]:
@@ -185,8 +182,8 @@ class LocalNode:
             await self._host.bridge.sweep(seats)
         return swept
 
-    async def dial(self, vm_id: str, port: int, *, patient_until: float, deadline: float) -> socket.socket:
-        handle, seat = self._handle(vm_id), self._seats.get(vm_id)
+    async def dial(self, vm: VM, port: int, *, patient_until: float, deadline: float) -> socket.socket:
+        handle, seat = self._handle(vm.id), seat_of(vm)
         if seat is None:
             raise Unavailable("vm has no guest IP")
         network = self._host.needed_network(seat)
@@ -240,11 +237,9 @@ class LocalNode:
         if recording is not None:
             recording.cancel()
 
-    def _keep(self, vm: VM, handle: Handle) -> None:
-        self._live[vm.id] = handle
-        if (seat := seat_of(vm)) is not None:
-            self._seats[vm.id] = seat
-        tasks.supervise(self._watch(vm.id, handle), name=f"watch {vm.id}")
+    def _keep(self, vm_id: str, handle: Handle) -> None:
+        self._live[vm_id] = handle
+        tasks.supervise(self._watch(vm_id, handle), name=f"watch {vm_id}")
 
     async def _watch(self, vm_id: str, handle: Handle) -> None:
         """Report an end that no sequence of ours brought about (those take the handle away first)."""

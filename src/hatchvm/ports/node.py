@@ -119,7 +119,7 @@ class Node(Protocol):
     async def sweep(self, known: Collection[VM]) -> list[str]:
         """Remove processes, folders and what the network has of VMs that are not in `known`; their ids."""
 
-    async def dial(self, vm_id: str, port: int, *, patient_until: float, deadline: float) -> socket.socket:
+    async def dial(self, vm: VM, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         """See `vmm.Handle.dial`. Raises Unavailable if no process runs."""
 
     async def ready(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from typing import Final
 
 from hatchvm.base import errors
 from hatchvm.base.clock import Clock
@@ -13,10 +12,8 @@ from hatchvm.edge.http.admission import Admission, Slot
 from hatchvm.edge.http.limits import Limits
 from hatchvm.edge.http.pool import Pool, Target
 from hatchvm.edge.http.upstream import Upstream
+from hatchvm.edge.reach import reach
 from hatchvm.ports.gate import Gate
-
-#: How often a VM may fall asleep again between its wake and the connection.
-_MAX_RELAPSES: Final = 2
 
 
 class Connector:
@@ -56,17 +53,12 @@ class Connector:
         `by`: the client's address, for who asks why the VM woke.
         Raises HatchError with the sentence for the client.
         """
-        relapses = 0
-        while True:
-            if not awake:
-                await self._gate.need(route.vm_id, reason="http", timeout_s=self._limits.wake_timeout_s, by=by)
-            try:
-                return await self._knock((route.vm_id, route.target_port), fresh=fresh)
-            except errors.Unavailable:
-                if relapses == _MAX_RELAPSES:
-                    raise
-                relapses += 1
-                awake = False
+        limits, vm_id = self._limits, route.vm_id
+        return await reach(
+            lambda: self._gate.need(vm_id, reason="http", timeout_s=limits.wake_timeout_s, by=by),
+            lambda: self._knock((vm_id, route.target_port), fresh=fresh),
+            awake=awake,
+        )
 
     async def _knock(self, target: Target, *, fresh: bool) -> Upstream:
         slot = await self._admission.enter(target)

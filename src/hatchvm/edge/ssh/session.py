@@ -13,7 +13,7 @@ from typing import Final, Protocol
 from hatchvm.base import errors, tasks
 from hatchvm.edge.ssh.farewell import farewell, sentence_of
 from hatchvm.edge.ssh.hangups import Hangups
-from hatchvm.edge.ssh.reach import reach
+from hatchvm.edge.ssh.reach import reach_sshd
 from hatchvm.edge.ssh.splice import Pipes, Splice
 from hatchvm.ports.gate import Gate, Hold
 
@@ -96,7 +96,7 @@ class Session:
     async def _connect(self) -> None:
         try:
             house = self._house
-            guest = await reach(house.gate, self.vm_id, peer=self._peer, timeout_s=house.wake_timeout_s)
+            guest = await reach_sshd(house.gate, self.vm_id, peer=self._peer, timeout_s=house.wake_timeout_s)
         except errors.HatchError as error:
             self._task = None
             self.refuse(sentence_of(error))

@@ -18,7 +18,7 @@ import asyncssh
 from hatchvm.base import tasks
 from hatchvm.base.errors import NotFound, Upstream, UpstreamTimeout
 from hatchvm.edge.ssh.front.legs import Trunk
-from hatchvm.edge.ssh.reach import reach
+from hatchvm.edge.ssh.reach import reach_sshd
 from hatchvm.ports.gate import Gate, Hold
 
 #: How long a guest's SSH server, perhaps under emulation, may take for the key exchange and the login.
@@ -111,7 +111,8 @@ class Link:
         hold = means.gate.hold(vm_id, "ssh", self._peer)
         guest = Guest(hold)
         try:
-            await self._greet(guest, await reach(means.gate, vm_id, peer=self._peer, timeout_s=means.wake_timeout_s))
+            sock = await reach_sshd(means.gate, vm_id, peer=self._peer, timeout_s=means.wake_timeout_s)
+            await self._greet(guest, sock)
         except BaseException:
             hold.release()
             raise
