@@ -7,12 +7,15 @@ import shutil
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 from hatchvm.base.errors import Unavailable, Unsupported
 
 
-def run(*argv: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, complaints: bool = False) -> str:
-    """What the program printed, in the C locale: stdout, or stderr if `complaints`.
+def run(
+    *argv: str, cwd: Path | None = None, env: Mapping[str, str] | None = None, complaints: BinaryIO | None = None
+) -> str:
+    """What the program printed, in the C locale. With `complaints`, where its stderr goes: nothing.
 
     Raises Unsupported if it is not installed, Unavailable (stderr in `detail`) if it fails.
     """
@@ -21,13 +24,14 @@ def run(*argv: str, cwd: Path | None = None, env: Mapping[str, str] | None = Non
         cwd=cwd,
         env={**os.environ, "LC_ALL": "C", **(env or {})},
         stdin=subprocess.DEVNULL,
-        capture_output=True,
+        stdout=subprocess.PIPE if complaints is None else subprocess.DEVNULL,
+        stderr=subprocess.PIPE if complaints is None else complaints,
         text=True,
         check=False,
     )
     if done.returncode != 0:
-        raise Unavailable(f"{argv[0]} failed while building an image", detail=done.stderr[-2000:])
-    return done.stderr if complaints else done.stdout
+        raise Unavailable(f"{argv[0]} failed while building an image", detail=(done.stderr or "")[-2000:])
+    return done.stdout or ""
 
 
 def path_of(program: str) -> str:

@@ -15,26 +15,17 @@ from typing import Final
 
 from hatchvm.base.errors import Invalid
 from hatchvm.base.units import MIB
-from hatchvm.images.importing import debugfs
+from hatchvm.images import ext4
+from hatchvm.images.ext4 import BLOCK, INODE_BYTES
 from hatchvm.images.importing.rootfs import Node, Rootfs
-from hatchvm.images.tools import run
 
 #: Room for the guest. A hole in the file until it is used.
 FREE_MIB: Final = 4096
-_BLOCK: Final = 4096
 _JOURNAL_MIB: Final = 16
 _MIN_INODES: Final = 65536
-_INODE_BYTES: Final = 256
 _MAX_HARD_LINKS: Final = 65000
-_UUID: Final = "68617463-6876-6d00-0000-00000000000"
-#: The same tree gives the same bytes.
-_FIXED: Final = {"E2FSPROGS_FAKE_TIME": "1", "MKE2FS_CONFIG": "/dev/null"}
-_FEATURES: Final = (
-    "none,has_journal,ext_attr,dir_index,filetype,extent,64bit,flex_bg,sparse_super,large_file,huge_file,extra_isize,"
-    "metadata_csum,dir_nlink"
-)
 #: What a block made by `expand_dir` holds of names: all but its checksum, and what one more name may need.
-_NAMES_IN_BLOCK: Final = _BLOCK - 12
+_NAMES_IN_BLOCK: Final = BLOCK - 12
 _LOST_AND_FOUND: Final = "lost+found"
 
 
@@ -47,20 +38,12 @@ def make(disk: Path, rootfs: Rootfs, scratch: Path) -> None:
     rootfs.root.children.pop(_LOST_AND_FOUND, None)
     names = _names(rootfs)
     inodes = max(_MIN_INODES, 2 * (len(names) + sum(1 for _ in rootfs.folders())))
-    size_mib = (
-        FREE_MIB + _JOURNAL_MIB + (_content_bytes(names) + inodes * (_INODE_BYTES + _BLOCK // 8)) * 21 // 20 // MIB
-    )
-    run(
-        *("mke2fs", "-q", "-F", "-L", "root", "-b", str(_BLOCK), "-m", "0", "-I", str(_INODE_BYTES), "-N", str(inodes)),
-        *("-J", f"size={_JOURNAL_MIB}", "-O", _FEATURES, "-U", f"{_UUID}1"),
-        *("-E", f"hash_seed={_UUID}2,lazy_itable_init=0,lazy_journal_init=1,root_owner=0:0"),
-        *(str(disk), f"{size_mib}M"),
-        env=_FIXED,
-    )
+    size_mib = FREE_MIB + _JOURNAL_MIB + (_content_bytes(names) + inodes * (INODE_BYTES + BLOCK // 8)) * 21 // 20 // MIB
+    ext4.blank(disk, size_mib=size_mib, inodes=inodes, journal_mib=_JOURNAL_MIB, more_features=",dir_nlink")
     script = scratch / "debugfs.commands"
     with script.open("w", encoding="utf-8", errors="surrogateescape") as file:
         file.writelines(f"{command}\n" for command in _Script(rootfs, names, scratch).commands())
-    debugfs.execute(script, disk, _FIXED)
+    ext4.fill(disk, script)
 
 
 class _Script:
@@ -159,7 +142,7 @@ def _names(rootfs: Rootfs) -> Counter[Node]:
 
 def _content_bytes(names: Counter[Node]) -> int:
     sizes = (node.content.stat().st_size for node in names if node.content)
-    return sum(-(-size // _BLOCK) * _BLOCK for size in sizes)
+    return sum(-(-size // BLOCK) * BLOCK for size in sizes)
 
 
 def _here(name: str) -> str:
