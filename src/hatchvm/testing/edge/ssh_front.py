@@ -75,13 +75,22 @@ async def _execute(process: asyncssh.SSHServerProcess[bytes], count: Callable[[i
     )
     assert child.stdin and child.stdout and child.stderr
     feeding = tasks.spawn(_feed(process.stdin, child.stdin), name="stdin")
-    await asyncio.gather(_pump(child.stdout, process.stdout, count), _pump(child.stderr, process.stderr))
-    status = await child.wait()
-    await tasks.cancel_and_wait(feeding)
+    try:
+        await asyncio.gather(_pump(child.stdout, process.stdout, count), _pump(child.stderr, process.stderr))
+        status = await child.wait()
+    finally:
+        await tasks.cancel_and_wait(feeding)
+        _let_go(child)
     if status < 0:
         process.exit_with_signal("TERM")
     else:
         process.exit(status)
+
+
+def _let_go(child: asyncio.subprocess.Process) -> None:
+    """Close what asyncio keeps of a process, which it does itself only some turns of its loop after the end: a test may
+    be over before."""
+    child._transport.close()  # type: ignore[attr-defined]
 
 
 async def _pump(reader: Any, writer: Any, count: Callable[[int], None] = lambda size: None) -> None:
@@ -138,6 +147,7 @@ class FrontStage:
         self.port = 0
         self.front: SSHFront
         self._guests: list[asyncssh.SSHAcceptor] = []
+        self._children: list[asyncio.subprocess.Process] = []
 
     @classmethod
     @contextlib.asynccontextmanager
@@ -151,6 +161,8 @@ class FrontStage:
             for guest in stage._guests:
                 guest.close()
                 await guest.wait_closed()
+            for child in stage._children:
+                _let_go(child)
         assert not +stage.gate.holds, "a hold was never released"
 
     async def _run(self, process: asyncssh.SSHServerProcess[bytes]) -> None:
@@ -207,7 +219,11 @@ class FrontStage:
 
     async def start(self, *argv: str, **streams: Any) -> asyncio.subprocess.Process:
         """Start a program with pipes, or with the streams given."""
-        return await asyncio.create_subprocess_exec(*argv, **{"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **streams})
+        child = await asyncio.create_subprocess_exec(
+            *argv, **{"stdin": PIPE, "stdout": PIPE, "stderr": PIPE, **streams}
+        )
+        self._children.append(child)
+        return child
 
     async def run(self, *argv: str, feed: bytes = b"") -> Ran:
         """Run a program to its end; its standard input ends after `feed`."""
