@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hatchvm.edge.http.proto.body import Chunked, Sized
-from hatchvm.edge.http.proto.commands import Command, SendClient, SendUpstream
 from hatchvm.edge.http.proto.fields import Malformed
-from hatchvm.edge.http.proto.relay import Relay
+from hatchvm.testing.edge.relay import Command, Conversation, SendClient, SendUpstream
 
 BODY = b"5;ext=1\r\nhello\r\nA\r\n0123456789\r\n0\r\nX-Sum: 1\r\nX-B:\r\n\r\n"
 
@@ -118,7 +117,7 @@ def merged(commands: list[Command]) -> list[Command]:
 
 def talk(request_pieces: list[bytes], answer_cuts: list[int]) -> list[Command]:
     """The whole conversation: every request answered as soon as all of the client's bytes are there."""
-    relay = Relay(forwarded=b"")
+    relay = Conversation(forwarded=b"")
     commands = [command for piece in request_pieces for command in relay.client_data(piece)]
     for answer in ANSWERS:
         commands += relay.upstream_ready(reused=False)

@@ -6,21 +6,22 @@ import json
 
 import pytest
 
-from hatchvm.edge.http.proto.commands import (
+from hatchvm.edge.http.proto.refusal import Refusal
+from hatchvm.edge.http.proto.relay import Phase
+from hatchvm.edge.http.proto.request import Request
+from hatchvm.testing.edge.relay import (
     AbortClient,
     Again,
     Begin,
     CloseClient,
     Command,
+    Conversation,
     EndClient,
     EndUpstream,
     Finish,
     SendClient,
     SendUpstream,
 )
-from hatchvm.edge.http.proto.refusal import Refusal
-from hatchvm.edge.http.proto.relay import Phase, Relay
-from hatchvm.edge.http.proto.request import Request
 
 HOST = b"Host: app.hatch.local\r\n"
 SEEN = b"X-Forwarded-For: 192.0.2.7\r\n"  # what the guest is told of the client
@@ -33,8 +34,8 @@ SWITCHED = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnectio
 
 
 @pytest.fixture
-def relay() -> Relay:
-    return Relay(forwarded=SEEN)
+def relay() -> Conversation:
+    return Conversation(forwarded=SEEN)
 
 
 def request_of(commands: list[Command]) -> Request:
@@ -51,7 +52,7 @@ def post_sent(length: int, *, more: bytes = b"") -> bytes:
     return b"POST / HTTP/1.1\r\n" + HOST + more + b"Content-Length: %d\r\n" % length + ADDED
 
 
-def asked(relay: Relay, request: bytes, *, reused: bool = False) -> None:
+def asked(relay: Conversation, request: bytes, *, reused: bool = False) -> None:
     """Bring `relay` to the point where the guest has the request."""
     request_of(relay.client_data(request))
     relay.upstream_ready(reused=reused)
@@ -66,20 +67,20 @@ def refusal_in(command: Command) -> tuple[int, str]:
     return int(head.split()[1]), json.loads(body)["error"]
 
 
-def test_a_request_and_its_answer(relay: Relay) -> None:
+def test_a_request_and_its_answer(relay: Conversation) -> None:
     assert request_of(relay.client_data(GET)).host == b"app.hatch.local"
     assert relay.upstream_ready(reused=False) == [GET_SENT]
     assert relay.upstream_data(OK) == [SendClient(OK), Finish(reuse=True)]
     assert relay.phase is Phase.IDLE
 
 
-def test_a_head_in_pieces_begins_once_it_is_whole(relay: Relay) -> None:
+def test_a_head_in_pieces_begins_once_it_is_whole(relay: Conversation) -> None:
     assert relay.client_data(GET[:20]) == []
     assert relay.client_data(GET[20:-1]) == []
     assert request_of(relay.client_data(GET[-1:])).method == b"GET"
 
 
-def test_pipelined_requests_are_served_in_order(relay: Relay) -> None:
+def test_pipelined_requests_are_served_in_order(relay: Conversation) -> None:
     request_of(relay.client_data(GET + GET))
     assert relay.client_data(GET[:10]) == []
     relay.upstream_ready(reused=False)
@@ -92,7 +93,7 @@ def test_pipelined_requests_are_served_in_order(relay: Relay) -> None:
     assert isinstance(relay.client_data(GET[10:])[0], Begin)
 
 
-def test_a_body_waits_for_the_guest_then_streams(relay: Relay) -> None:
+def test_a_body_waits_for_the_guest_then_streams(relay: Conversation) -> None:
     assert len(relay.client_data(post(6) + b"ab")) == 1
     relay.waking()
     assert relay.client_data(b"cd") == []
@@ -101,7 +102,7 @@ def test_a_body_waits_for_the_guest_then_streams(relay: Relay) -> None:
     assert relay.upstream_data(OK) == [SendClient(OK), Finish(reuse=True)]
 
 
-def test_too_much_input_before_the_guest_is_there_is_a_backlog(relay: Relay) -> None:
+def test_too_much_input_before_the_guest_is_there_is_a_backlog(relay: Conversation) -> None:
     seen = []
     for step in (post(10**6), b"x" * 70_000):
         relay.client_data(step)
@@ -110,7 +111,7 @@ def test_too_much_input_before_the_guest_is_there_is_a_backlog(relay: Relay) -> 
     assert [*seen, relay.backlogged] == [False, True, False]
 
 
-def test_chunks_and_trailers_pass_both_ways(relay: Relay) -> None:
+def test_chunks_and_trailers_pass_both_ways(relay: Conversation) -> None:
     head = b"POST / HTTP/1.1\r\n" + HOST
     body = b"3;x=y\r\nabc\r\n0\r\nX-Sum: 1\r\n\r\n"
     relay.client_data(head + b"TE: trailers\r\nTransfer-Encoding: chunked\r\n\r\n" + body)
@@ -121,33 +122,33 @@ def test_chunks_and_trailers_pass_both_ways(relay: Relay) -> None:
     assert relay.upstream_data(answer) == [SendClient(answer), Finish(reuse=True)]
 
 
-def test_expect_continue_is_between_client_and_guest(relay: Relay) -> None:
+def test_expect_continue_is_between_client_and_guest(relay: Conversation) -> None:
     asked(relay, post(2, more=b"Expect: 100-continue\r\n"))
     assert relay.upstream_data(b"HTTP/1.1 100 Continue\r\n\r\n") == [SendClient(b"HTTP/1.1 100 Continue\r\n\r\n")]
     assert relay.client_data(b"ab") == [SendUpstream(b"ab")]
     assert relay.upstream_data(OK) == [SendClient(OK), Finish(reuse=True)]
 
 
-def test_early_hints_come_before_the_answer(relay: Relay) -> None:
+def test_early_hints_come_before_the_answer(relay: Conversation) -> None:
     asked(relay, GET)
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
     assert relay.upstream_data(hints + OK) == [SendClient(hints), SendClient(OK), Finish(reuse=True)]
 
 
 @pytest.mark.parametrize("status", [b"204 No Content", b"304 Not Modified"])
-def test_answers_without_a_body(relay: Relay, status: bytes) -> None:
+def test_answers_without_a_body(relay: Conversation, status: bytes) -> None:
     asked(relay, GET)
     answer = b"HTTP/1.1 " + status + b"\r\n\r\n"
     assert relay.upstream_data(answer) == [SendClient(answer), Finish(reuse=True)]
 
 
-def test_an_answer_to_head_keeps_its_length_and_has_no_body(relay: Relay) -> None:
+def test_an_answer_to_head_keeps_its_length_and_has_no_body(relay: Conversation) -> None:
     asked(relay, b"HEAD / HTTP/1.1\r\n" + HOST + b"\r\n")
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: 99\r\n\r\n"
     assert relay.upstream_data(answer) == [SendClient(answer), Finish(reuse=True)]
 
 
-def test_an_answer_that_ends_with_its_connection(relay: Relay) -> None:
+def test_an_answer_that_ends_with_its_connection(relay: Conversation) -> None:
     asked(relay, GET)
     assert relay.upstream_data(b"HTTP/1.0 200 OK\r\n\r\nab") == [
         SendClient(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nab")
@@ -156,7 +157,7 @@ def test_an_answer_that_ends_with_its_connection(relay: Relay) -> None:
     assert relay.upstream_eof() == [Finish(reuse=False), CloseClient(linger=False)]
 
 
-def test_a_guest_that_says_close_is_not_asked_again(relay: Relay) -> None:
+def test_a_guest_that_says_close_is_not_asked_again(relay: Conversation) -> None:
     asked(relay, GET)
     answer = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
     passed = SendClient(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
@@ -164,12 +165,12 @@ def test_a_guest_that_says_close_is_not_asked_again(relay: Relay) -> None:
     assert relay.phase is Phase.IDLE
 
 
-def test_a_guest_that_says_too_much_is_not_asked_again(relay: Relay) -> None:
+def test_a_guest_that_says_too_much_is_not_asked_again(relay: Conversation) -> None:
     asked(relay, GET)
     assert relay.upstream_data(OK + b"HTTP/1.1 200 OK\r\n") == [SendClient(OK), Finish(reuse=False)]
 
 
-def test_a_client_that_says_close_is_closed(relay: Relay) -> None:
+def test_a_client_that_says_close_is_closed(relay: Conversation) -> None:
     asked(relay, b"GET / HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
     assert relay.upstream_data(OK) == [
         SendClient(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")),
@@ -178,7 +179,7 @@ def test_a_client_that_says_close_is_closed(relay: Relay) -> None:
     ]
 
 
-def test_hop_by_hop_fields_stay_on_their_hop(relay: Relay) -> None:
+def test_hop_by_hop_fields_stay_on_their_hop(relay: Conversation) -> None:
     head = b"GET /a%2Fb//c?d HTTP/1.1\r\n" + HOST
     secrets = b"Keep-Alive: 1\r\nX-A: 1\r\nx_forwarded_for: 6.6.6.6\r\nForwarded: for=6.6.6.6\r\nTE: gzip\r\n"
     asked_for = head + b"Connection: x-a\r\n" + secrets + b"Cookie: a\r\nCookie: b\r\n\r\n"
@@ -193,16 +194,16 @@ def test_hop_by_hop_fields_stay_on_their_hop(relay: Relay) -> None:
 
 
 class TestHttp10:
-    def test_closes_unless_asked_otherwise(self, relay: Relay) -> None:
+    def test_closes_unless_asked_otherwise(self, relay: Conversation) -> None:
         asked(relay, b"GET / HTTP/1.0\r\n" + HOST + b"\r\n")
         assert relay.upstream_data(OK)[-1] == CloseClient(linger=False)
 
-    def test_is_told_that_the_connection_stays(self, relay: Relay) -> None:
+    def test_is_told_that_the_connection_stays(self, relay: Conversation) -> None:
         asked(relay, b"GET / HTTP/1.0\r\n" + HOST + b"Connection: Keep-Alive\r\n\r\n")
         told = OK.replace(b"\r\n\r\n", b"\r\nConnection: keep-alive\r\n\r\n")
         assert relay.upstream_data(OK) == [SendClient(told), Finish(reuse=True)]
 
-    def test_gets_neither_chunks_nor_interim_answers(self, relay: Relay) -> None:
+    def test_gets_neither_chunks_nor_interim_answers(self, relay: Conversation) -> None:
         asked(relay, b"GET / HTTP/1.0\r\n" + HOST + b"Connection: Keep-Alive\r\n\r\n")
         chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"
         assert relay.upstream_data(b"HTTP/1.1 103 Early Hints\r\n\r\n" + chunked) == [
@@ -212,7 +213,7 @@ class TestHttp10:
 
 
 class TestRefusals:
-    def test_the_house_says_no_and_the_connection_stays(self, relay: Relay) -> None:
+    def test_the_house_says_no_and_the_connection_stays(self, relay: Conversation) -> None:
         relay.client_data(GET)
         no = Refusal(status=503, sentence="failed to wake vm", retry_after_s=1.2)
         finish, answer = relay.refused(no)
@@ -222,13 +223,13 @@ class TestRefusals:
         assert b"\r\nRetry-After: 2\r\n" in answer.data
         assert relay.phase is Phase.IDLE
 
-    def test_head_gets_the_refusal_without_its_body(self, relay: Relay) -> None:
+    def test_head_gets_the_refusal_without_its_body(self, relay: Conversation) -> None:
         relay.client_data(GET.replace(b"GET", b"HEAD"))
         _, answer = relay.refused(Refusal(status=502, sentence="vm not found"))
         assert isinstance(answer, SendClient)
         assert answer.data.endswith(b"\r\n\r\n")
 
-    def test_with_a_body_on_its_way_the_answer_outlives_it(self, relay: Relay) -> None:
+    def test_with_a_body_on_its_way_the_answer_outlives_it(self, relay: Conversation) -> None:
         relay.client_data(post(100) + b"some")
         _, answer, close = relay.refused(Refusal(status=502, sentence="vm not found"))
         assert isinstance(answer, SendClient)
@@ -237,73 +238,73 @@ class TestRefusals:
         assert relay.client_data(b"more") == []
         assert relay.client_eof() == [CloseClient(linger=False)]
 
-    def test_a_head_that_is_too_slow(self, relay: Relay) -> None:
+    def test_a_head_that_is_too_slow(self, relay: Conversation) -> None:
         relay.client_data(GET[:9])
         answer, close = relay.deadline()
         assert refusal_in(answer)[0] == 408
         assert close == CloseClient(linger=True)
 
     @pytest.mark.parametrize("piece", [1000, 100_000])
-    def test_a_head_that_is_too_large(self, relay: Relay, piece: int) -> None:
+    def test_a_head_that_is_too_large(self, relay: Conversation, piece: int) -> None:
         data = b"GET / HTTP/1.1\r\nX-A: " + b"a" * 99_000
         for at in range(0, len(data), piece):
             if commands := relay.client_data(data[at : at + piece]):
                 break
         assert refusal_in(commands[0])[0] == 431
 
-    def test_a_silent_guest(self, relay: Relay) -> None:
+    def test_a_silent_guest(self, relay: Conversation) -> None:
         asked(relay, GET)
         finish, answer = relay.deadline()
         assert finish == Finish(reuse=False)
         assert refusal_in(answer) == (504, "upstream timed out")
 
-    def test_a_stalled_body(self, relay: Relay) -> None:
+    def test_a_stalled_body(self, relay: Conversation) -> None:
         asked(relay, post(5))
         _, answer, close = relay.deadline()
         assert refusal_in(answer)[0] == 408
         assert close == CloseClient(linger=True)
 
-    def test_a_guest_that_talks_nonsense(self, relay: Relay) -> None:
+    def test_a_guest_that_talks_nonsense(self, relay: Conversation) -> None:
         asked(relay, GET)
         finish, answer = relay.upstream_data(b"SSH-2.0-OpenSSH\r\n\r\n")
         assert finish == Finish(reuse=False)
         assert refusal_in(answer)[0] == 502
 
-    def test_a_bad_chunk_in_a_request(self, relay: Relay) -> None:
+    def test_a_bad_chunk_in_a_request(self, relay: Conversation) -> None:
         asked(relay, b"POST / HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n")
         finish, answer, close = relay.client_data(b"zz\r\n")
         assert finish == Finish(reuse=False)
         assert refusal_in(answer)[0] == 400
         assert close == CloseClient(linger=True)
 
-    def test_a_bad_chunk_in_an_answer(self, relay: Relay) -> None:
+    def test_a_bad_chunk_in_an_answer(self, relay: Conversation) -> None:
         asked(relay, GET)
         relay.upstream_data(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
         assert relay.upstream_data(b"zz\r\n") == [Finish(reuse=False), AbortClient()]
 
 
 class TestDeadConnections:
-    def test_a_fresh_one_without_a_byte_means_nobody_listens(self, relay: Relay) -> None:
+    def test_a_fresh_one_without_a_byte_means_nobody_listens(self, relay: Conversation) -> None:
         asked(relay, GET)
         finish, answer = relay.upstream_eof()
         assert finish == Finish(reuse=False)
         assert refusal_in(answer) == (502, "upstream refused connection")
 
-    def test_a_stale_one_is_replaced_once(self, relay: Relay) -> None:
+    def test_a_stale_one_is_replaced_once(self, relay: Conversation) -> None:
         asked(relay, GET, reused=True)
         assert relay.upstream_lost(broken=True) == [Again()]
         assert relay.upstream_ready(reused=False) == [GET_SENT]
         assert refusal_in(relay.upstream_lost(broken=True)[1])[0] == 502
 
-    def test_not_for_a_request_that_may_have_been_carried_out(self, relay: Relay) -> None:
+    def test_not_for_a_request_that_may_have_been_carried_out(self, relay: Conversation) -> None:
         asked(relay, post(0), reused=True)
         assert refusal_in(relay.upstream_eof()[1])[0] == 502
 
-    def test_not_when_a_part_of_the_body_is_gone(self, relay: Relay) -> None:
+    def test_not_when_a_part_of_the_body_is_gone(self, relay: Conversation) -> None:
         asked(relay, post(5).replace(b"POST", b"PUT") + b"ab", reused=True)
         assert refusal_in(relay.upstream_eof()[1])[0] == 502
 
-    def test_nothing_of_the_body_is_gone_yet(self, relay: Relay) -> None:
+    def test_nothing_of_the_body_is_gone_yet(self, relay: Conversation) -> None:
         asked(relay, post(5).replace(b"POST", b"PUT"), reused=True)
         assert relay.upstream_eof() == [Again()]
         assert relay.client_data(b"abcde") == []
@@ -311,25 +312,25 @@ class TestDeadConnections:
         assert isinstance(sent, SendUpstream)
         assert sent.data.endswith(b"\r\n\r\nabcde")
 
-    def test_not_after_the_guest_said_something(self, relay: Relay) -> None:
+    def test_not_after_the_guest_said_something(self, relay: Conversation) -> None:
         asked(relay, GET, reused=True)
         relay.upstream_data(b"HTTP/1.1 100 Continue\r\n\r\n")
         assert refusal_in(relay.upstream_eof()[1])[0] == 502
 
     @pytest.mark.parametrize("broken", [True, False])
-    def test_amid_an_answer_the_client_must_notice(self, relay: Relay, broken: bool) -> None:
+    def test_amid_an_answer_the_client_must_notice(self, relay: Conversation, broken: bool) -> None:
         asked(relay, GET)
         relay.upstream_data(OK[:-1])
         assert relay.upstream_lost(broken=broken) == [Finish(reuse=False), AbortClient()]
 
-    def test_a_reset_is_not_the_end_of_an_answer(self, relay: Relay) -> None:
+    def test_a_reset_is_not_the_end_of_an_answer(self, relay: Conversation) -> None:
         asked(relay, GET)
         relay.upstream_data(b"HTTP/1.1 200 OK\r\n\r\nab")
         assert relay.upstream_lost(broken=True) == [Finish(reuse=False), AbortClient()]
 
 
 class TestEarlyAnswer:
-    def test_is_delivered_while_the_client_still_sends(self, relay: Relay) -> None:
+    def test_is_delivered_while_the_client_still_sends(self, relay: Conversation) -> None:
         asked(relay, post(10**6) + b"some")
         large = b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n"
         assert relay.upstream_data(large) == [
@@ -340,7 +341,7 @@ class TestEarlyAnswer:
         assert relay.client_data(b"more") == []
         assert relay.deadline() == [CloseClient(linger=False)]
 
-    def test_the_rest_of_the_request_still_reaches_the_guest(self, relay: Relay) -> None:
+    def test_the_rest_of_the_request_still_reaches_the_guest(self, relay: Conversation) -> None:
         asked(relay, post(4))
         relay.upstream_data(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\n")
         assert relay.client_data(b"ab") == [SendUpstream(b"ab")]
@@ -350,55 +351,55 @@ class TestEarlyAnswer:
 
 
 class TestClientEnds:
-    def test_between_requests(self, relay: Relay) -> None:
+    def test_between_requests(self, relay: Conversation) -> None:
         assert relay.client_eof() == [CloseClient(linger=False)]
 
-    def test_during_a_wake(self, relay: Relay) -> None:
+    def test_during_a_wake(self, relay: Conversation) -> None:
         relay.client_data(GET)
         relay.waking()
         assert relay.client_eof() == [Finish(reuse=False), CloseClient(linger=False)]
 
-    def test_after_its_request_the_guest_is_told(self, relay: Relay) -> None:
+    def test_after_its_request_the_guest_is_told(self, relay: Conversation) -> None:
         asked(relay, GET)
         assert relay.client_eof() == [EndUpstream()]
         assert relay.upstream_data(OK) == [SendClient(OK), Finish(reuse=False), CloseClient(linger=False)]
 
-    def test_before_the_connection_is_there(self, relay: Relay) -> None:
+    def test_before_the_connection_is_there(self, relay: Conversation) -> None:
         relay.client_data(GET)
         assert relay.client_eof() == []
         assert relay.upstream_ready(reused=False) == [GET_SENT, EndUpstream()]
 
-    def test_after_several_requests_all_are_answered(self, relay: Relay) -> None:
+    def test_after_several_requests_all_are_answered(self, relay: Conversation) -> None:
         asked(relay, GET + GET)
         assert relay.client_eof() == []
         assert isinstance(relay.upstream_data(OK)[-1], Begin)
         assert relay.upstream_ready(reused=True) == [GET_SENT, EndUpstream()]
         assert relay.upstream_data(OK) == [SendClient(OK), Finish(reuse=False), CloseClient(linger=False)]
 
-    def test_amid_its_head(self, relay: Relay) -> None:
+    def test_amid_its_head(self, relay: Conversation) -> None:
         relay.client_data(GET[:9])
         answer, close = relay.client_eof()
         assert refusal_in(answer) == (400, "the request ended early")
         assert close == CloseClient(linger=False)
 
-    def test_amid_its_body(self, relay: Relay) -> None:
+    def test_amid_its_body(self, relay: Conversation) -> None:
         asked(relay, post(5))
         finish, answer, close = relay.client_eof()
         assert finish == Finish(reuse=False)
         assert refusal_in(answer)[0] == 400
         assert close == CloseClient(linger=False)
 
-    def test_by_vanishing(self, relay: Relay) -> None:
+    def test_by_vanishing(self, relay: Conversation) -> None:
         asked(relay, GET)
         assert relay.client_lost() == [Finish(reuse=False)]
         assert relay.upstream_data(OK) == []
 
-    def test_by_vanishing_between_requests(self, relay: Relay) -> None:
+    def test_by_vanishing_between_requests(self, relay: Conversation) -> None:
         assert relay.client_lost() == []
 
 
 class TestUpgrade:
-    def test_bytes_flow_both_ways_and_each_end_is_passed_on(self, relay: Relay) -> None:
+    def test_bytes_flow_both_ways_and_each_end_is_passed_on(self, relay: Conversation) -> None:
         request_of(relay.client_data(WEBSOCKET + b"early"))
         (sent,) = relay.upstream_ready(reused=False)
         assert isinstance(sent, SendUpstream)
@@ -410,39 +411,39 @@ class TestUpgrade:
         assert relay.upstream_data(b"bye") == [SendClient(b"bye")]
         assert relay.upstream_eof() == [Finish(reuse=False), CloseClient(linger=False)]
 
-    def test_the_guest_may_end_first(self, relay: Relay) -> None:
+    def test_the_guest_may_end_first(self, relay: Conversation) -> None:
         asked(relay, WEBSOCKET)
         relay.upstream_data(SWITCHED)
         assert relay.upstream_eof() == [EndClient()]
         assert relay.client_data(b"a") == [SendUpstream(b"a")]
         assert relay.client_eof() == [Finish(reuse=False), CloseClient(linger=False)]
 
-    def test_the_guest_may_decline(self, relay: Relay) -> None:
+    def test_the_guest_may_decline(self, relay: Conversation) -> None:
         asked(relay, WEBSOCKET)
         assert relay.upstream_data(OK) == [SendClient(OK), Finish(reuse=True)]
 
-    def test_an_upgrade_nobody_asked_for(self, relay: Relay) -> None:
+    def test_an_upgrade_nobody_asked_for(self, relay: Conversation) -> None:
         asked(relay, GET)
         assert refusal_in(relay.upstream_data(SWITCHED)[1])[0] == 502
 
-    def test_an_upgrade_amid_the_request(self, relay: Relay) -> None:
+    def test_an_upgrade_amid_the_request(self, relay: Conversation) -> None:
         asked(relay, WEBSOCKET.replace(b"\r\n\r\n", b"\r\nContent-Length: 5\r\n\r\n"))
         finish, answer, close = relay.upstream_data(SWITCHED)
         assert finish == Finish(reuse=False)
         assert refusal_in(answer)[0] == 502
         assert close == CloseClient(linger=True)
 
-    def test_a_broken_guest(self, relay: Relay) -> None:
+    def test_a_broken_guest(self, relay: Conversation) -> None:
         asked(relay, WEBSOCKET)
         relay.upstream_data(SWITCHED)
         assert relay.upstream_lost(broken=True) == [Finish(reuse=False), AbortClient()]
 
 
 class TestDrain:
-    def test_an_idle_connection_closes(self, relay: Relay) -> None:
+    def test_an_idle_connection_closes(self, relay: Conversation) -> None:
         assert relay.drain() == [CloseClient(linger=False)]
 
-    def test_a_busy_one_closes_after_its_answer(self, relay: Relay) -> None:
+    def test_a_busy_one_closes_after_its_answer(self, relay: Conversation) -> None:
         asked(relay, GET)
         assert relay.drain() == []
         assert relay.upstream_data(OK)[1:] == [Finish(reuse=True), CloseClient(linger=False)]

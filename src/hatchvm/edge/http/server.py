@@ -10,6 +10,7 @@ from typing import Final
 from hatchvm.base.clock import Clock, SystemClock
 from hatchvm.edge.http.connection import ClientConnection
 from hatchvm.edge.http.connector import Connector
+from hatchvm.edge.http.hosts import Hosts
 from hatchvm.edge.http.limits import Limits
 from hatchvm.ports.gate import Gate
 
@@ -35,7 +36,7 @@ class ProxyServer:
         Durations are seconds.
         """
         self.gate = gate
-        self.base_domains = tuple(base_domains)
+        self.hosts = Hosts(gate, base_domains)
         self.limits = Limits(
             wake_timeout_s=wake_timeout_s,
             stream_idle_timeout_s=stream_idle_timeout_s,

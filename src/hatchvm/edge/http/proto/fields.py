@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from enum import Enum, auto
 from typing import Final
 
 _END: Final = b"\r\n\r\n"
@@ -18,6 +17,7 @@ _MAX_HEAD_BYTES: Final = 64 * 1024
 TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 
 _CONTROLS: Final = bytes(set(range(32)) - set(b"\t\r\n")) + b"\x7f"
+_CONTROLS_AND_BREAKS: Final = _CONTROLS + b"\r\n"
 _MAX_REMEMBERED_NAMES: Final = 4096
 _MAX_REMEMBERED_BYTES: Final = 64
 _MAX_LENGTH_DIGITS: Final = 18
@@ -32,35 +32,32 @@ class Malformed(Exception):
         self.status = status
 
 
-class Use(Enum):
-    """What is done with a field line."""
+#: What is done with a field line: one of these three, or the name under which its value concerns the relay.
+KEEP: Final = ""  # copied as it came
+DROP: Final = "drop"  # meant for this hop only, or not to be believed
+REFUSE: Final = "refuse"  # never in a message that means well
+HOST: Final = "host"
+LENGTH: Final = "content-length"
+CODING: Final = "transfer-encoding"
+CONNECTION: Final = "connection"
+UPGRADE: Final = "upgrade"
+TE: Final = "te"
 
-    KEEP = auto()  # copied as it came
-    DROP = auto()  # meant for this hop only, or not to be believed
-    REFUSE = auto()  # never in a message that means well
-    HOST = auto()
-    LENGTH = auto()
-    CODING = auto()
-    CONNECTION = auto()
-    UPGRADE = auto()
-    TE = auto()
-
-
-_LISTS: Final = frozenset({Use.CONNECTION, Use.UPGRADE, Use.TE})
+_LISTS: Final = frozenset({CONNECTION, UPGRADE, TE})
 
 _HOP_BY_HOP: Final = {
-    b"content-length": Use.LENGTH,
-    b"transfer-encoding": Use.CODING,
-    b"connection": Use.CONNECTION,
-    b"upgrade": Use.UPGRADE,
-    b"te": Use.TE,
-    b"keep-alive": Use.DROP,
-    b"proxy-connection": Use.DROP,
-    b"proxy-authenticate": Use.DROP,
-    b"proxy-authorization": Use.DROP,
+    b"content-length": LENGTH,
+    b"transfer-encoding": CODING,
+    b"connection": CONNECTION,
+    b"upgrade": UPGRADE,
+    b"te": TE,
+    b"keep-alive": DROP,
+    b"proxy-connection": DROP,
+    b"proxy-authenticate": DROP,
+    b"proxy-authorization": DROP,
 }
 #: Only the proxy says who the client is; `x-forwarded-*` is dropped by prefix.
-_IDENTITY: Final = {b"forwarded": Use.DROP, b"x-real-ip": Use.DROP}
+_IDENTITY: Final = {b"forwarded": DROP, b"x-real-ip": DROP}
 _FORBIDDEN_IN_TRAILERS: Final = (
     b"host",
     b"content-encoding",
@@ -72,6 +69,7 @@ _FORBIDDEN_IN_TRAILERS: Final = (
 )
 #: Fields that no `Connection` header may remove: the message would change its meaning or its addressee.
 _NEVER_NAMED: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
+_NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
 
 
 class Found:
@@ -79,15 +77,15 @@ class Found:
 
     __slots__ = ("kept", "values")
 
-    def __init__(self, kept: list[bytes], values: dict[Use, bytes]) -> None:
+    def __init__(self, kept: list[bytes], values: dict[str, bytes]) -> None:
         self.kept = kept
         self.values = values
 
     def options(self) -> frozenset[bytes]:
         """The options of `Connection`, lower case; the fields they name are taken out of `kept`."""
-        value = self.values.get(Use.CONNECTION)
+        value = self.values.get(CONNECTION)
         if value is None:
-            return frozenset()
+            return _NO_OPTIONS
         options = frozenset(option for part in value.lower().split(b",") if (option := part.strip(b" \t")))
         if not all(map(TOKEN.fullmatch, options)):
             raise Malformed("malformed Connection header")
@@ -99,7 +97,7 @@ class Found:
 
     def length(self) -> int | None:
         """The body's length in bytes, None if not given, `CHUNKED` if it is chunked."""
-        coding, length = self.values.get(Use.CODING), self.values.get(Use.LENGTH)
+        coding, length = self.values.get(CODING), self.values.get(LENGTH)
         if coding is not None:
             if length is not None:
                 raise Malformed("both Content-Length and Transfer-Encoding")
@@ -121,26 +119,28 @@ CHUNKED: Final = -1
 class FieldTable:
     """Which names matter in one kind of head. Remembers its verdict on each spelling it has seen."""
 
-    def __init__(self, uses: Mapping[bytes, Use], *, dropped_prefix: bytes | None = None) -> None:
+    def __init__(self, uses: Mapping[bytes, str], *, dropped_prefix: bytes | None = None) -> None:
         self._uses = uses
         self._dropped_prefix = dropped_prefix
-        self._verdicts: dict[bytes, Use] = {}
+        self._verdicts: dict[bytes, str] = {}
 
     def read(self, lines: list[bytes]) -> Found:
         """Judge every line. Raises Malformed. The lines must have passed `split_head`."""
         kept: list[bytes] = []
-        values: dict[Use, bytes] = {}
+        values: dict[str, bytes] = {}
         verdicts = self._verdicts
         for line in lines:
             name, colon, value = line.partition(b":")
             if not colon:
                 raise Malformed("a header line without a colon")
-            use = verdicts.get(name) or self._judge(name)
-            if use is Use.KEEP:
+            use = verdicts.get(name)
+            if use is None:
+                use = self._judge(name)
+            if not use:
                 kept.append(line)
-            elif use is Use.REFUSE:
+            elif use == REFUSE:
                 raise Malformed(f"header {name.decode()} is not allowed here")
-            elif use is Use.DROP:
+            elif use == DROP:
                 continue
             elif use not in values:
                 values[use] = value.strip(b" \t")
@@ -150,7 +150,7 @@ class FieldTable:
                 raise Malformed(f"more than one {name.decode()} header")
         return Found(kept, values)
 
-    def _judge(self, name: bytes) -> Use:
+    def _judge(self, name: bytes) -> str:
         if not TOKEN.fullmatch(name):
             raise Malformed("malformed header name")
         use = self._use(name.lower())
@@ -160,23 +160,23 @@ class FieldTable:
             self._verdicts[name] = use
         return use
 
-    def _use(self, lower: bytes) -> Use:
+    def _use(self, lower: bytes) -> str:
         # Guests with a CGI heritage read `a_b` as `a-b`, so a spelling with underscores must not slip past.
         folded = lower.replace(b"_", b"-")
         if self._dropped_prefix and folded.startswith(self._dropped_prefix):
-            return Use.DROP
-        use = self._uses.get(folded, Use.KEEP)
-        if folded == lower or use in (Use.KEEP, Use.DROP):
+            return DROP
+        use = self._uses.get(folded, KEEP)
+        if folded == lower or use in (KEEP, DROP):
             return use
-        return Use.REFUSE
+        return REFUSE
 
 
 REQUEST_FIELDS: Final = FieldTable(
-    {**_HOP_BY_HOP, **_IDENTITY, b"host": Use.HOST},
+    {**_HOP_BY_HOP, **_IDENTITY, b"host": HOST},
     dropped_prefix=b"x-forwarded-",
 )
 RESPONSE_FIELDS: Final = FieldTable(_HOP_BY_HOP)
-TRAILER_FIELDS: Final = FieldTable(dict.fromkeys((*_HOP_BY_HOP, *_FORBIDDEN_IN_TRAILERS), Use.REFUSE))
+TRAILER_FIELDS: Final = FieldTable(dict.fromkeys((*_HOP_BY_HOP, *_FORBIDDEN_IN_TRAILERS), REFUSE))
 
 
 def take_head(data: bytes, known: int, *, what: str) -> tuple[bytes | None, bytes]:
@@ -208,9 +208,9 @@ def refuse_controls(data: bytes) -> None:
 
 def split_head(head: bytes) -> list[bytes]:
     """The lines of a head given without its closing blank line. Raises Malformed for controls, bare CR and bare LF."""
-    refuse_controls(head)
     lines = head.split(b"\r\n")
-    breaks = len(lines) - 1
-    if head.count(b"\r") != breaks or head.count(b"\n") != breaks:
+    # One pass takes out all controls and line ends: more than the pairs that parted the lines is too much.
+    if len(head.translate(None, _CONTROLS_AND_BREAKS)) != len(head) - 2 * (len(lines) - 1):
+        refuse_controls(head)
         raise Malformed("a bare CR or LF in the head")
     return lines

@@ -1,7 +1,8 @@
 """The relay: one client's connection as a conversation between client, house and guest. Pure: no clock, no socket.
 
-Events are method calls, commands their return values; whoever owns the sockets calls and obeys in order. Requests are
-served one at a time, in the order they came.
+Events are calls of the relay's methods, commands its calls of an `Out`; whoever owns the sockets is both. `begin` may
+bring the next event before it returns (the VM runs and a connection is pooled, or the answer is no); no other command
+does. Requests are served one at a time, in the order they came.
 
     IDLE ──first byte──▶ HEAD ──Begin──▶ WAITING ──upstream_ready──▶ ANSWER ──head──▶ STREAM ──Finish──▶ IDLE
                           │               │  ▲ waking│                │ ▲                │
@@ -26,19 +27,8 @@ from enum import Enum, auto
 from typing import Final
 
 from hatchvm.edge.http.proto.body import Body, body_of
-from hatchvm.edge.http.proto.commands import (
-    AbortClient,
-    Again,
-    Begin,
-    CloseClient,
-    Command,
-    EndClient,
-    EndUpstream,
-    Finish,
-    SendClient,
-    SendUpstream,
-)
-from hatchvm.edge.http.proto.fields import Malformed, refuse_unfinished, take_head
+from hatchvm.edge.http.proto.commands import Out
+from hatchvm.edge.http.proto.fields import CHUNKED, Malformed, refuse_unfinished, take_head
 from hatchvm.edge.http.proto.refusal import Refusal
 from hatchvm.edge.http.proto.request import Request, parse_request
 from hatchvm.edge.http.proto.response import Response, parse_response
@@ -61,14 +51,28 @@ class Phase(Enum):
     CLOSED = auto()
 
 
+# Reading a member of an enumeration costs as much as a call; these are read on every event.
+_IDLE: Final = Phase.IDLE
+_HEAD: Final = Phase.HEAD
+_WAITING: Final = Phase.WAITING
+_WAKING: Final = Phase.WAKING
+_ANSWER: Final = Phase.ANSWER
+_STREAM: Final = Phase.STREAM
+_SPLICE: Final = Phase.SPLICE
+_LINGER: Final = Phase.LINGER
+_CLOSED: Final = Phase.CLOSED
+
+
 class Relay:
     """One client connection. `forwarded`: whole header lines that tell guests who the client is."""
 
-    def __init__(self, *, forwarded: bytes) -> None:
-        self.phase = Phase.IDLE
+    def __init__(self, out: Out, *, forwarded: bytes) -> None:
+        self.phase = _IDLE
+        self._out = out
         self._forwarded = forwarded
         self._keep = True  # the client's connection outlives the exchange
         self._input = b""  # from the client, not usable yet
+        self._serving = False  # heads are being taken from the input
         self._client_ended = False
         self._request: Request | None = None
         self._body: Body | None = None  # of the request; None once all of it has passed
@@ -93,297 +97,327 @@ class Relay:
 
     # -- the client's side
 
-    def client_data(self, data: bytes) -> list[Command]:
-        match self.phase:
-            case Phase.IDLE | Phase.HEAD:
-                return self._read_head(data)
-            case Phase.SPLICE:
-                return [SendUpstream(data)]
-            case Phase.LINGER | Phase.CLOSED:
-                return []
-            case Phase.ANSWER | Phase.STREAM if self._body:
-                return self._pass_body(data)
-        self._input += data
-        return []
+    def client_data(self, data: bytes) -> None:
+        phase = self.phase
+        if phase is _IDLE or phase is _HEAD:
+            self._read_head(data)
+        elif phase is _SPLICE:
+            self._out.send_upstream(data)
+        elif self._body is not None and (phase is _STREAM or phase is _ANSWER):
+            self._pass_body(data)
+        elif phase is not _LINGER and phase is not _CLOSED:
+            self._input += data
 
-    def client_eof(self) -> list[Command]:
+    def client_eof(self) -> None:
         self._client_ended = True
         match self.phase:
             case Phase.HEAD:
-                return self._read_head(b"")
+                self._read_head(b"")
             case Phase.WAKING:
-                return [Finish(reuse=False), *self._close(linger=False)]
+                self._out.finish(reuse=False)
+                self._close(linger=False)
             case Phase.WAITING:
-                return []
+                pass
             case Phase.ANSWER | Phase.STREAM:
-                return self._client_done()
+                self._client_done()
+            case Phase.SPLICE if not self._upstream_ended:
+                self._out.end_upstream()
             case Phase.SPLICE:
-                return [EndUpstream()] if not self._upstream_ended else self._finish_splice()
-        return self._close(linger=False)
+                self._finish_splice()
+            case _:
+                self._close(linger=False)
 
-    def client_lost(self) -> list[Command]:
+    def client_lost(self) -> None:
         """The connection to the client is gone, whatever the reason."""
         open_exchange = self._request is not None
-        self.phase, self._request = Phase.CLOSED, None
-        return [Finish(reuse=False)] if open_exchange else []
+        self.phase, self._request = _CLOSED, None
+        if open_exchange:
+            self._out.finish(reuse=False)
 
     # -- the house
 
-    def waking(self) -> list[Command]:
+    def waking(self) -> None:
         """The VM sleeps; a connection will take a wake."""
-        self.phase = Phase.WAKING
-        return []
+        self.phase = _WAKING
 
-    def refused(self, refusal: Refusal) -> list[Command]:
+    def refused(self, refusal: Refusal) -> None:
         """There will be no connection for this request."""
-        return self._refuse(refusal)
+        self._refuse(refusal)
 
-    def upstream_ready(self, *, reused: bool) -> list[Command]:
+    def upstream_ready(self, *, reused: bool) -> None:
         """A connection to the guest is there. `reused`: it has carried a request before."""
         request = self._expect_request()
-        self.phase = Phase.ANSWER
+        self.phase = _ANSWER
         self._reused = reused
         self._output = b""
         self._heard = False
         if self._body and self._input:
             data, self._input = self._input, b""
-            commands = self._pass_body(data, head=request.head)
+            self._pass_body(data, head=request.head)
         else:
-            commands = [SendUpstream(request.head)]
-        if self._client_ended and self.phase is Phase.ANSWER:
-            commands += self._client_done()
-        return commands
+            self._out.send_upstream(request.head)
+        if self._client_ended and self.phase is _ANSWER:
+            self._client_done()
 
-    def deadline(self) -> list[Command]:
+    def deadline(self) -> None:
         """The present phase has lasted too long."""
         match self.phase:
             case Phase.HEAD:
-                return self._reject(Refusal(status=408, sentence="the request head took too long"))
+                self._reject(Refusal(status=408, sentence="the request head took too long"))
             case Phase.ANSWER if self._body:
-                return self._refuse(Refusal(status=408, sentence="the request body took too long"))
+                self._refuse(Refusal(status=408, sentence="the request body took too long"))
             case Phase.ANSWER:
-                return self._refuse(Refusal(status=504, sentence="upstream timed out"))
+                self._refuse(Refusal(status=504, sentence="upstream timed out"))
             case Phase.IDLE | Phase.LINGER:
-                return self._close(linger=False)
-        return []
+                self._close(linger=False)
 
-    def drain(self) -> list[Command]:
+    def drain(self) -> None:
         """The daemon is going down: finish what is under way, begin nothing new."""
         self._keep = False
-        return self._close(linger=False) if self.phase is Phase.IDLE else []
+        if self.phase is _IDLE:
+            self._close(linger=False)
 
     # -- the guest's side
 
-    def upstream_data(self, data: bytes) -> list[Command]:
-        match self.phase:
-            case Phase.ANSWER:
-                return self._read_answer(data)
-            case Phase.STREAM:
-                return self._pass_answer(data)
-            case Phase.SPLICE:
-                return [SendClient(data)]
-        return []
+    def upstream_data(self, data: bytes) -> None:
+        phase = self.phase
+        if phase is _ANSWER:
+            self._read_answer(data)
+        elif phase is _STREAM:
+            self._pass_answer(data)
+        elif phase is _SPLICE:
+            self._out.send_client(data)
 
-    def upstream_eof(self) -> list[Command]:
+    def upstream_eof(self) -> None:
         """The guest will send no more."""
         match self.phase:
             case Phase.ANSWER:
-                return self._unanswered()
+                self._unanswered()
             case Phase.STREAM if self._answer and self._answer.ends_with_connection:
-                return self._finish()
+                self._finish()
             case Phase.STREAM:
-                return self._cut()
+                self._cut()
             case Phase.SPLICE if not self._upstream_ended:
                 self._upstream_ended = True
-                return [EndClient()] if not self._client_ended else self._finish_splice()
-        return []
+                if self._client_ended:
+                    self._finish_splice()
+                else:
+                    self._out.end_client()
 
-    def upstream_lost(self, *, broken: bool) -> list[Command]:
+    def upstream_lost(self, *, broken: bool) -> None:
         """The connection to the guest is gone. `broken`: not by an orderly close."""
         match self.phase:
             case Phase.ANSWER:
-                return self._unanswered()
-            case Phase.STREAM if broken:
-                return self._cut()
+                self._unanswered()
+            case Phase.STREAM | Phase.SPLICE if broken:
+                self._cut()
             case Phase.STREAM:
-                return self.upstream_eof()
+                self.upstream_eof()
             case Phase.SPLICE:
-                return self._cut() if broken else self._finish_splice()
-        return []
+                self._finish_splice()
 
     # -- the request on its way
 
-    def _read_head(self, data: bytes) -> list[Command]:
+    def _read_head(self, data: bytes) -> None:
         known = len(self._input)
         self._input = self._input + data if known else data
+        self._serve(known)
+
+    def _serve(self, known: int = 0) -> None:
+        """Begin the requests whose heads are here, each when the one before has ended. `known`: see `take_head`."""
+        self._serving = True
         try:
-            head, rest = take_head(self._input, known, what="request head")
-            if head is None:
-                refuse_unfinished(self._input, known)
-                if self._client_ended:
-                    raise Malformed("the request ended early")
-                self.phase = Phase.HEAD
-                return []
-            request = parse_request(head, self._forwarded)
+            while (self.phase is _IDLE or self.phase is _HEAD) and self._input:
+                head, rest = take_head(self._input, known, what="request head")
+                if head is None:
+                    refuse_unfinished(self._input, known)
+                    if self._client_ended:
+                        raise Malformed("the request ended early")
+                    self.phase = _HEAD
+                    return
+                request = parse_request(head, self._forwarded)
+                known = 0
+                self._input = rest
+                self.phase = _WAITING
+                self._request = request
+                self._keep = self._keep and request.keep_alive
+                self._body = body_of(request.length) if request.length else None
+                self._body_started = self._answered = False
+                self._out.begin(request)
         except Malformed as error:
-            return self._reject(Refusal(status=error.status, sentence=error.sentence))
-        self._input = rest
-        return self._begin(request)
+            self._reject(Refusal(status=error.status, sentence=error.sentence))
+        finally:
+            self._serving = False
 
-    def _begin(self, request: Request) -> list[Command]:
-        self.phase = Phase.WAITING
-        self._request = request
-        self._keep = self._keep and request.keep_alive
-        self._body = body_of(request.length)
-        self._body_started = self._answered = False
-        return [Begin(request)]
-
-    def _pass_body(self, data: bytes, *, head: bytes = b"") -> list[Command]:
+    def _pass_body(self, data: bytes, *, head: bytes = b"") -> None:
         assert self._body is not None
         try:
             passed, rest = self._body.feed(data)
         except Malformed as error:
-            return self._refuse(Refusal(status=error.status, sentence=error.sentence))
+            self._refuse(Refusal(status=error.status, sentence=error.sentence))
+            return
         if self._body.done:
             self._body = None
             self._input = rest
         self._body_started = self._body_started or bool(passed)
         out = head + passed if head else passed
-        return [SendUpstream(out)] if out else []
+        if out:
+            self._out.send_upstream(out)
 
-    def _client_done(self) -> list[Command]:
+    def _client_done(self) -> None:
         """The client sends no more, and the guest has not finished."""
         if self._body:
-            return self._refuse(Refusal(status=400, sentence="the request ended early"))
-        return [EndUpstream()] if not self._input else []
+            self._refuse(Refusal(status=400, sentence="the request ended early"))
+        elif not self._input:
+            self._out.end_upstream()
 
     # -- the answer on its way
 
-    def _read_answer(self, data: bytes) -> list[Command]:
+    def _read_answer(self, data: bytes) -> None:
         request = self._expect_request()
-        commands: list[Command] = []
         self._heard = True
         known = len(self._output)
-        self._output += data
+        self._output = self._output + data if known else data
         try:
             while True:
                 head, rest = take_head(self._output, known, what="head of the answer")
                 if head is None:
-                    break
+                    return
                 self._output, known = rest, 0
                 response = parse_response(head, request)
                 if not response.interim:
-                    return commands + self._start_answer(response, request)
+                    break
                 if not request.old:
-                    commands.append(SendClient(response.head + b"\r\n"))
+                    self._out.send_client(response.head + b"\r\n")
         except Malformed as error:
-            sentence = f"upstream sent a malformed answer: {error.sentence}"
-            commands += self._refuse(Refusal(status=502, sentence=sentence))
-        return commands
+            self._refuse(Refusal(status=502, sentence=f"upstream sent a malformed answer: {error.sentence}"))
+            return
+        self._start_answer(response, request)
 
-    def _start_answer(self, response: Response, request: Request) -> list[Command]:
+    def _start_answer(self, response: Response, request: Request) -> None:
         rest, self._output = self._output, b""
         if response.switching:
-            return self._start_splice(response, rest)
+            self._start_splice(response, rest)
+            return
         self._answered = True
-        self._answer = body_of(response.length, unwrap=request.old)
-        ends_with_connection = response.length is None or (request.old and response.chunked)
+        length = response.length
+        ends_with_connection = length is None or (request.old and length == CHUNKED)
         # An answer that overtakes its request: the client may go on sending, so nothing can follow on this connection.
-        self._keep = self._keep and not ends_with_connection and not self._body
-        self._reusable = response.keep_alive and response.length is not None and not self._client_ended
-        head = response.head + self._connection_line(request) + b"\r\n"
-        self.phase = Phase.STREAM
-        if self._answer is None:
-            return [SendClient(head), *self._finish(surplus=rest)]
-        return self._pass_answer(rest, head=head)
-
-    def _connection_line(self, request: Request) -> bytes:
+        if ends_with_connection or self._body:
+            self._keep = False
+        self._reusable = response.keep_alive and length is not None and not self._client_ended
+        head = response.head
         if not self._keep:
-            return b"Connection: close\r\n"
-        return b"Connection: keep-alive\r\n" if request.old else b""
+            head += b"Connection: close\r\n\r\n"
+        elif request.old:
+            head += b"Connection: keep-alive\r\n\r\n"
+        else:
+            head += b"\r\n"
+        self.phase = _STREAM
+        if length == len(rest):  # all of it is here, as short answers are
+            self._out.send_client(head + rest)
+            self._finish()
+        elif length == 0:
+            self._out.send_client(head)
+            self._finish(surplus=rest)
+        else:
+            self._answer = body_of(length, unwrap=request.old)
+            self._pass_answer(rest, head=head)
 
-    def _pass_answer(self, data: bytes, *, head: bytes = b"") -> list[Command]:
+    def _pass_answer(self, data: bytes, *, head: bytes = b"") -> None:
         assert self._answer is not None
         try:
             passed, rest = self._answer.feed(data)
         except Malformed:
-            return ([SendClient(head)] if head else []) + self._cut()
+            if head:
+                self._out.send_client(head)
+            self._cut()
+            return
         out = head + passed if head else passed
-        commands: list[Command] = [SendClient(out)] if out else []
-        return commands + self._finish(surplus=rest) if self._answer.done else commands
+        if out:
+            self._out.send_client(out)
+        if self._answer.done:
+            self._finish(surplus=rest)
 
-    def _unanswered(self) -> list[Command]:
+    def _unanswered(self) -> None:
         """The guest's connection ended before its answer began."""
         request = self._expect_request()
         if not self._heard and self._reused and request.idempotent and not self._body_started:
-            self.phase = Phase.WAITING
-            return [Again()]
-        if not self._heard and not self._reused:
-            return self._refuse(Refusal(status=502, sentence="upstream refused connection"))
-        return self._refuse(Refusal(status=502, sentence="upstream closed the connection without an answer"))
+            self.phase = _WAITING
+            self._out.again()
+        elif not self._heard and not self._reused:
+            self._refuse(Refusal(status=502, sentence="upstream refused connection"))
+        else:
+            self._refuse(Refusal(status=502, sentence="upstream closed the connection without an answer"))
 
     # -- another protocol
 
-    def _start_splice(self, response: Response, rest: bytes) -> list[Command]:
+    def _start_splice(self, response: Response, rest: bytes) -> None:
         if self._body:
-            return self._refuse(Refusal(status=502, sentence="upstream switched protocols amid the request"))
-        self.phase = Phase.SPLICE
+            self._refuse(Refusal(status=502, sentence="upstream switched protocols amid the request"))
+            return
+        self.phase = _SPLICE
         self._answered = True
         self._upstream_ended = False
-        commands: list[Command] = [SendClient(response.head + b"\r\n" + rest)]
-        if self._input:
-            commands.append(SendUpstream(self._input))
-            self._input = b""
+        self._out.send_client(response.head + b"\r\n" + rest)
+        data, self._input = self._input, b""
+        if data:
+            self._out.send_upstream(data)
         if self._client_ended:
-            commands.append(EndUpstream())
-        return commands
+            self._out.end_upstream()
 
-    def _finish_splice(self) -> list[Command]:
+    def _finish_splice(self) -> None:
         self._request = None
-        return [Finish(reuse=False), *self._close(linger=False)]
+        self._out.finish(reuse=False)
+        self._close(linger=False)
 
     # -- endings
 
-    def _finish(self, *, surplus: bytes = b"") -> list[Command]:
+    def _finish(self, *, surplus: bytes = b"") -> None:
         """The answer is complete. `surplus`: what the guest said beyond it; such a guest is not asked again."""
         reuse = self._reusable and not surplus and not self._body
         self._request = None
-        return [Finish(reuse=reuse), *self._next()]
+        self._out.finish(reuse=reuse)
+        self._next()
 
-    def _refuse(self, refusal: Refusal) -> list[Command]:
+    def _refuse(self, refusal: Refusal) -> None:
         """End the exchange with an answer of our own, if the guest's has not begun."""
         if self._answered:
-            return self._cut()
+            self._cut()
+            return
         request = self._expect_request()
         self._keep = self._keep and not self._body
         answer = refusal.answer(close=not self._keep, bodiless=request.method == b"HEAD")
         self._request = None
-        return [Finish(reuse=False), SendClient(answer), *self._next()]
+        self._out.finish(reuse=False)
+        self._out.send_client(answer)
+        self._next()
 
-    def _reject(self, refusal: Refusal) -> list[Command]:
+    def _reject(self, refusal: Refusal) -> None:
         """Answer what never became a request."""
-        return [SendClient(refusal.answer(close=True)), *self._close(linger=True)]
+        self._out.send_client(refusal.answer(close=True))
+        self._close(linger=True)
 
-    def _next(self) -> list[Command]:
+    def _next(self) -> None:
         if not self._keep or (self._client_ended and not self._input):
-            return self._close(linger=bool(self._body or self._input))
-        self.phase = Phase.IDLE
-        if not self._input:
-            return []
-        data, self._input = self._input, b""
-        return self._read_head(data)
+            self._close(linger=bool(self._body or self._input))
+            return
+        self.phase = _IDLE
+        if self._input and not self._serving:
+            self._serve()
 
-    def _close(self, *, linger: bool) -> list[Command]:
+    def _close(self, *, linger: bool) -> None:
         linger = linger and not self._client_ended
-        self.phase = Phase.LINGER if linger else Phase.CLOSED
+        self.phase = _LINGER if linger else _CLOSED
         self._input = b""
         self._request = None
-        return [CloseClient(linger=linger)]
+        self._out.close_client(linger=linger)
 
-    def _cut(self) -> list[Command]:
-        self.phase = Phase.CLOSED
+    def _cut(self) -> None:
+        self.phase = _CLOSED
         self._request = None
-        return [Finish(reuse=False), AbortClient()]
+        self._out.finish(reuse=False)
+        self._out.abort_client()
 
     def _expect_request(self) -> Request:
         assert self._request is not None

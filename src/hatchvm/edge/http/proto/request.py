@@ -3,10 +3,19 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
-from hatchvm.edge.http.proto.fields import CHUNKED, REQUEST_FIELDS, TOKEN, Found, Malformed, Use, split_head
+from hatchvm.edge.http.proto.fields import (
+    CHUNKED,
+    HOST,
+    REQUEST_FIELDS,
+    TE,
+    TOKEN,
+    UPGRADE,
+    Found,
+    Malformed,
+    split_head,
+)
 
 #: RFC 9110, 9.2.2: repeating such a request asks for nothing more than sending it once.
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
@@ -15,17 +24,31 @@ _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
     """What the relay knows of a request. `head` is complete and ready for the guest, its blank line included."""
 
-    method: bytes
-    host: bytes  # as the client wrote it; empty if there was none
-    head: bytes
-    length: int  # bytes of body; CHUNKED if it tells its length itself
-    keep_alive: bool
-    upgrade: bool  # a 101 is welcome
-    old: bool  # HTTP/1.0: no chunks, no interim answers
+    __slots__ = ("head", "host", "keep_alive", "length", "method", "old", "target", "upgrade")
+
+    def __init__(
+        self,
+        method: bytes,
+        target: bytes,
+        host: bytes,
+        head: bytes,
+        length: int,
+        *,
+        keep_alive: bool,
+        upgrade: bool,
+        old: bool,
+    ) -> None:
+        self.method = method
+        self.target = target  # as the guest gets it
+        self.host = host  # as the client wrote it; empty if there was none
+        self.head = head
+        self.length = length  # bytes of body; CHUNKED if it tells its length itself
+        self.keep_alive = keep_alive
+        self.upgrade = upgrade  # a 101 is welcome
+        self.old = old  # HTTP/1.0: no chunks, no interim answers
 
     @property
     def idempotent(self) -> bool:
@@ -40,7 +63,9 @@ def parse_request(head: bytes, forwarded: bytes) -> Request:
     lines = split_head(head)
     method, target, version = _start_line(lines[0])
     found = REQUEST_FIELDS.read(lines[1:])
-    host = found.values.get(Use.HOST, b"")
+    values = found.values
+    named = values.pop(HOST, None)
+    host = named or b""
     if not _HOST.fullmatch(host):
         raise Malformed("malformed Host header")
     options = found.options()
@@ -48,20 +73,21 @@ def parse_request(head: bytes, forwarded: bytes) -> Request:
     old = version == b"HTTP/1.0"
     if old and length == CHUNKED:
         raise Malformed("Transfer-Encoding in an HTTP/1.0 request")
-    upgrade = not old and b"upgrade" in options and Use.UPGRADE in found.values
+    upgrade = not old and b"upgrade" in options and UPGRADE in values
+    target = _origin_form(method, target, host)
+    lines = [method + b" " + target + b" HTTP/1.1"]
+    if named is not None:
+        lines.append(b"Host: " + host)
+    lines += found.kept
+    if values:
+        lines += _hop_lines(found, length, upgrade=upgrade)
+    lines.append(forwarded + b"X-Forwarded-Host: " + host + b"\r\n\r\n")
     return Request(
-        method=method,
-        host=host,
-        head=b"\r\n".join(
-            [
-                method + b" " + _origin_form(method, target, host) + b" HTTP/1.1",
-                *_host_line(found),
-                *found.kept,
-                *_hop_lines(found, length, upgrade=upgrade),
-                forwarded + b"X-Forwarded-Host: " + host + b"\r\n\r\n",
-            ]
-        ),
-        length=length or 0,
+        method,
+        target,
+        host,
+        b"\r\n".join(lines),
+        length or 0,
         keep_alive=b"close" not in options and (not old or b"keep-alive" in options),
         upgrade=upgrade,
         old=old,
@@ -100,11 +126,6 @@ def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
     return bytes(path) if path.startswith(b"/") else b"/" + path
 
 
-def _host_line(found: Found) -> list[bytes]:
-    host = found.values.get(Use.HOST)
-    return [] if host is None else [b"Host: " + host]
-
-
 def _hop_lines(found: Found, length: int | None, *, upgrade: bool) -> list[bytes]:
     """What this hop says for itself: framing in one spelling only, and what the next hop may do."""
     lines: list[bytes] = []
@@ -114,9 +135,9 @@ def _hop_lines(found: Found, length: int | None, *, upgrade: bool) -> list[bytes
     elif length is not None:
         lines.append(b"Content-Length: %d" % length)
     if upgrade:
-        lines.append(b"Upgrade: " + found.values[Use.UPGRADE])
+        lines.append(b"Upgrade: " + found.values[UPGRADE])
         options.append(b"Upgrade")
-    if b"trailers" in found.values.get(Use.TE, b"").lower():
+    if b"trailers" in found.values.get(TE, b"").lower():
         lines.append(b"TE: trailers")
         options.append(b"TE")
     if options:

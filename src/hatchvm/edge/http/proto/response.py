@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Final
 
-from hatchvm.edge.http.proto.fields import CHUNKED, RESPONSE_FIELDS, Malformed, Use, split_head
+from hatchvm.edge.http.proto.fields import CHUNKED, RESPONSE_FIELDS, UPGRADE, Malformed, split_head
 from hatchvm.edge.http.proto.request import Request
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: .*)?")
 _SWITCHING: Final = 101
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Response:
     """What the relay knows of a response. `head` lacks the client's `Connection` line and the blank line."""
 
-    status: int
-    head: bytes
-    length: int | None  # bytes of body that follow; CHUNKED; None: until the guest closes
-    keep_alive: bool  # the guest's connection can carry another request
+    __slots__ = ("head", "keep_alive", "length", "status")
+
+    def __init__(self, status: int, head: bytes, length: int | None, *, keep_alive: bool) -> None:
+        self.status = status
+        self.head = head
+        self.length = length  # bytes of body that follow; CHUNKED; None: until the guest closes
+        self.keep_alive = keep_alive  # the guest's connection can carry another request
 
     @property
     def chunked(self) -> bool:
@@ -39,27 +40,31 @@ class Response:
 def parse_response(head: bytes, request: Request) -> Response:
     """Read a head given without its closing blank line; `request` is what it answers. Raises Malformed."""
     lines = split_head(head)
-    match = _STATUS_LINE.fullmatch(lines[0])
+    status_line = lines[0]
+    match = _STATUS_LINE.fullmatch(status_line)
     if not match:
         raise Malformed("malformed status line")
-    status = int(match[2])
+    minor, code = match.groups()
+    status = int(code)
     found = RESPONSE_FIELDS.read(lines[1:])
     options = found.options()
     length = found.length()
-    keep_alive = b"close" not in options and (match[1] == b"1" or b"keep-alive" in options)
-    lines = [b"HTTP/1.1" + lines[0][8:], *found.kept]
+    keep_alive = b"close" not in options and (minor == b"1" or b"keep-alive" in options)
+    lines = [b"HTTP/1.1" + status_line[8:], *found.kept]
     if status < 200 or status == 204:
         length, declared = 0, None  # such answers have no body, whatever they declare (RFC 9110, 8.6)
     else:
         declared = length
-    if declared == CHUNKED and not request.old:
-        lines.append(b"Transfer-Encoding: chunked")
-    elif declared is not None and declared != CHUNKED:
+    if declared == CHUNKED:
+        if not request.old:
+            lines.append(b"Transfer-Encoding: chunked")
+    elif declared is not None:
         lines.append(b"Content-Length: %d" % declared)
     if status == _SWITCHING:
-        if not request.upgrade or Use.UPGRADE not in found.values:
+        if not request.upgrade or UPGRADE not in found.values:
             raise Malformed("an upgrade nobody asked for")
-        lines += [b"Upgrade: " + found.values[Use.UPGRADE], b"Connection: Upgrade"]
-    if request.method == b"HEAD" or status == 304:
+        lines += [b"Upgrade: " + found.values[UPGRADE], b"Connection: Upgrade"]
+    if status == 304 or request.method == b"HEAD":
         length = 0
-    return Response(status=status, head=b"\r\n".join(lines) + b"\r\n", length=length, keep_alive=keep_alive)
+    lines.append(b"")
+    return Response(status, b"\r\n".join(lines), length, keep_alive=keep_alive)
