@@ -46,8 +46,8 @@ async def test_a_guest_hears_who_asks_and_what(stage: Stage) -> None:
     await stage.guest(guest)
     assert await stage.ask(GET) == (OK[:-2], b"ok")
     assert heard == [
-        b"GET /x HTTP/1.1\r\nHost: App.hatch.local:9090\r\nX-Forwarded-For: 127.0.0.1\r\n"
-        b"X-Forwarded-Proto: http\r\nX-Forwarded-Host: App.hatch.local:9090\r\n\r\n"
+        b"GET /x HTTP/1.1\r\nHost: App.hatch.local:9090\r\nX-Forwarded-Host: App.hatch.local:9090\r\n"
+        b"X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\n\r\n"
     ]
 
 

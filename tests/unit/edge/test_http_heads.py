@@ -23,7 +23,7 @@ POST = b"POST / HTTP/1.1" + HOST
 
 
 def parse(head: bytes) -> Request:
-    return parse_request(head, b"")
+    return parse_request(head)
 
 
 def answer(head: bytes, *, to: bytes = GET) -> Response:
@@ -220,7 +220,7 @@ def test_what_the_guest_gets_says_the_same_to_h11(head: bytes) -> None:
     if not request.host:
         return
     guest = h11.Connection(h11.SERVER)
-    guest.receive_data(request.head)
+    guest.receive_data(request.head + b"\r\n")
     event = guest.next_event()
     assert isinstance(event, h11.Request)
     framing = [value for name, value in event.headers if name in (b"content-length", b"transfer-encoding")]

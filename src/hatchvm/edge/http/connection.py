@@ -28,7 +28,6 @@ from hatchvm.edge.http.upstream import Upstream
 from hatchvm.ports.gate import Gate, Hold
 
 _log: Final = logging.getLogger(__name__)
-_IDLE: Final = Phase.IDLE
 _ANSWER: Final = Phase.ANSWER
 _STREAM: Final = Phase.STREAM
 _SPLICE: Final = Phase.SPLICE
@@ -65,7 +64,7 @@ class ClientConnection(asyncio.Protocol):
         self._client_full = False
         self._upstream_full = False
         self._reading = True
-        self._phase = _IDLE
+        self._phase = Phase.IDLE
         self._since = self._now()
         self._peer = ""
 
@@ -81,8 +80,6 @@ class ClientConnection(asyncio.Protocol):
         self._house.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        if self._phase is not _IDLE:
-            self._moved()
         self._relay.client_data(data)
         self._settle()
 
@@ -108,7 +105,6 @@ class ClientConnection(asyncio.Protocol):
     # -- upstream.User: the guest
 
     def upstream_data(self, data: bytes) -> None:
-        self._moved()
         self._relay.upstream_data(data)
         self._settle()
 
@@ -279,14 +275,13 @@ class ClientConnection(asyncio.Protocol):
         if phase is not self._phase:
             self._phase = phase
             self._since = self._now()
+        elif phase is _STREAM or phase is _SPLICE or phase is _ANSWER:
+            self._moved()
         if self._upstream_full or self._relay.backlogged or not self._reading:
             self._pace()
 
     def _moved(self) -> None:
         """A byte came, from either side."""
-        phase = self._phase
-        if phase is not _ANSWER and phase is not _STREAM and phase is not _SPLICE:
-            return
         self._since = self._now()
         if self._hold is None and self._route is not None:
             self._hold = self._house.gate.hold(self._route.vm_id, "http", self._peer)

@@ -49,7 +49,7 @@ class Upstream(asyncio.Protocol):
         return self._transport.get_write_buffer_size()
 
     def write(self, data: bytes) -> None:
-        if not self.closing:
+        if not self._transport.is_closing():
             self._transport.write(data)
 
     def end(self) -> None:

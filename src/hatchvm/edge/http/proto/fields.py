@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final
 
 _END: Final = b"\r\n\r\n"
 #: A head may not be longer, its blank line included.
 _MAX_HEAD_BYTES: Final = 64 * 1024
 TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+
+#: How many heads each way are remembered with what was read in them, and how long one may be.
+REMEMBERED: Final = 1024
+REMEMBERED_BYTES: Final = 2048
 
 _CONTROLS: Final = bytes(set(range(32)) - set(b"\t\r\n")) + b"\x7f"
 _CONTROLS_AND_BREAKS: Final = _CONTROLS + b"\r\n"
@@ -70,6 +75,7 @@ _FORBIDDEN_IN_TRAILERS: Final = (
 #: Fields that no `Connection` header may remove: the message would change its meaning or its addressee.
 _NEVER_NAMED: Final = frozenset({b"host", b"content-length", b"transfer-encoding", b"connection"})
 _NO_OPTIONS: Final[frozenset[bytes]] = frozenset()
+_PERSISTENCE: Final = frozenset({b"close", b"keep-alive"})
 
 
 class Found:
@@ -86,12 +92,8 @@ class Found:
         value = self.values.get(CONNECTION)
         if value is None:
             return _NO_OPTIONS
-        options = frozenset(option for part in value.lower().split(b",") if (option := part.strip(b" \t")))
-        if not all(map(TOKEN.fullmatch, options)):
-            raise Malformed("malformed Connection header")
-        if options & _NEVER_NAMED:
-            raise Malformed("the Connection header names a field that belongs to the message")
-        if options - {b"close", b"keep-alive"}:
+        options = _options(value)
+        if not options <= _PERSISTENCE:
             self.kept = [line for line in self.kept if line.partition(b":")[0].lower() not in options]
         return options
 
@@ -110,6 +112,16 @@ class Found:
         if not length.isdigit() or len(length) > _MAX_LENGTH_DIGITS:
             raise Malformed("malformed Content-Length")
         return int(length)
+
+
+@lru_cache(maxsize=256)
+def _options(value: bytes) -> frozenset[bytes]:
+    options = frozenset(option for part in value.lower().split(b",") if (option := part.strip(b" \t")))
+    if not all(map(TOKEN.fullmatch, options)):
+        raise Malformed("malformed Connection header")
+    if options & _NEVER_NAMED:
+        raise Malformed("the Connection header names a field that belongs to the message")
+    return options
 
 
 #: Stands for a length that only the body itself tells.
@@ -184,12 +196,12 @@ def take_head(data: bytes, known: int, *, what: str) -> tuple[bytes | None, byte
 
     `known`: how many of the bytes were seen before, in vain. Raises Malformed (431) if it is too large.
     """
-    end = data.find(_END, max(0, known - 3))
-    if (end if end >= 0 else len(data) - len(_END)) + len(_END) > _MAX_HEAD_BYTES:
+    end = data.find(_END, known - 3 if known > 3 else 0)
+    if (end + 4 if end >= 0 else len(data)) > _MAX_HEAD_BYTES:
         raise Malformed(f"the {what} is too large", status=431)
     if end < 0:
         return None, data
-    return data[:end], data[end + len(_END) :]
+    return data[:end], data[end + 4 :]
 
 
 def refuse_unfinished(data: bytes, known: int) -> None:

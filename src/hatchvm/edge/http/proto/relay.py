@@ -69,7 +69,7 @@ class Relay:
     def __init__(self, out: Out, *, forwarded: bytes) -> None:
         self.phase = _IDLE
         self._out = out
-        self._forwarded = forwarded
+        self._seen = forwarded + b"\r\n"
         self._keep = True  # the client's connection outlives the exchange
         self._input = b""  # from the client, not usable yet
         self._serving = False  # heads are being taken from the input
@@ -153,9 +153,9 @@ class Relay:
         self._heard = False
         if self._body and self._input:
             data, self._input = self._input, b""
-            self._pass_body(data, head=request.head)
+            self._pass_body(data, head=request.head + self._seen)
         else:
-            self._out.send_upstream(request.head)
+            self._out.send_upstream(request.head + self._seen)
         if self._client_ended and self.phase is _ANSWER:
             self._client_done()
 
@@ -235,7 +235,7 @@ class Relay:
                         raise Malformed("the request ended early")
                     self.phase = _HEAD
                     return
-                request = parse_request(head, self._forwarded)
+                request = parse_request(head)
                 known = 0
                 self._input = rest
                 self.phase = _WAITING
@@ -285,7 +285,7 @@ class Relay:
                     return
                 self._output, known = rest, 0
                 response = parse_response(head, request)
-                if not response.interim:
+                if response.status >= 200 or response.switching:
                     break
                 if not request.old:
                     self._out.send_client(response.head + b"\r\n")

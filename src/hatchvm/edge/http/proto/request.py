@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from hatchvm.edge.http.proto.fields import (
     CHUNKED,
     HOST,
+    REMEMBERED,
+    REMEMBERED_BYTES,
     REQUEST_FIELDS,
     TE,
     TOKEN,
@@ -25,7 +28,8 @@ _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
 
 
 class Request:
-    """What the relay knows of a request. `head` is complete and ready for the guest, its blank line included."""
+    """What the relay knows of a request, never changed. `head` is ready for the guest but for the lines that tell who
+    the client is, and the blank line."""
 
     __slots__ = ("head", "host", "keep_alive", "length", "method", "old", "target", "upgrade")
 
@@ -55,11 +59,15 @@ class Request:
         return self.method in _IDEMPOTENT
 
 
-def parse_request(head: bytes, forwarded: bytes) -> Request:
-    """Read a head given without its closing blank line.
+def parse_request(head: bytes) -> Request:
+    """Read a head given without its closing blank line. Raises Malformed.
 
-    `forwarded`: whole lines that tell the guest who the client is. Raises Malformed.
+    Clients repeat themselves, byte by byte: the last heads are remembered.
     """
+    return _remembered(head) if len(head) <= REMEMBERED_BYTES else _parse(head)
+
+
+def _parse(head: bytes) -> Request:
     lines = split_head(head)
     method, target, version = _start_line(lines[0])
     found = REQUEST_FIELDS.read(lines[1:])
@@ -81,7 +89,7 @@ def parse_request(head: bytes, forwarded: bytes) -> Request:
     lines += found.kept
     if values:
         lines += _hop_lines(found, length, upgrade=upgrade)
-    lines.append(forwarded + b"X-Forwarded-Host: " + host + b"\r\n\r\n")
+    lines.append(b"X-Forwarded-Host: " + host + b"\r\n")
     return Request(
         method,
         target,
@@ -92,6 +100,9 @@ def parse_request(head: bytes, forwarded: bytes) -> Request:
         upgrade=upgrade,
         old=old,
     )
+
+
+_remembered: Final = lru_cache(maxsize=REMEMBERED)(_parse)
 
 
 def _start_line(line: bytes) -> tuple[bytes, bytes, bytes]:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 from typing import Final
 
-from hatchvm.edge.http.proto.fields import CHUNKED, RESPONSE_FIELDS, UPGRADE, Malformed, split_head
+from hatchvm.edge.http.proto.fields import (
+    CHUNKED,
+    REMEMBERED,
+    REMEMBERED_BYTES,
+    RESPONSE_FIELDS,
+    UPGRADE,
+    Malformed,
+    split_head,
+)
 from hatchvm.edge.http.proto.request import Request
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: .*)?")
@@ -13,7 +22,7 @@ _SWITCHING: Final = 101
 
 
 class Response:
-    """What the relay knows of a response. `head` lacks the client's `Connection` line and the blank line."""
+    """What the relay knows of a response, never changed. `head` lacks the line `Connection` and the blank line."""
 
     __slots__ = ("head", "keep_alive", "length", "status")
 
@@ -24,21 +33,21 @@ class Response:
         self.keep_alive = keep_alive  # the guest's connection can carry another request
 
     @property
-    def chunked(self) -> bool:
-        return self.length == CHUNKED
-
-    @property
-    def interim(self) -> bool:
-        return self.status < 200 and self.status != _SWITCHING
-
-    @property
     def switching(self) -> bool:
         """The guest speaks another protocol from here on."""
         return self.status == _SWITCHING
 
 
 def parse_response(head: bytes, request: Request) -> Response:
-    """Read a head given without its closing blank line; `request` is what it answers. Raises Malformed."""
+    """Read a head given without its closing blank line; `request` is what it answers. Raises Malformed.
+
+    Guests repeat themselves, as clients do: see `parse_request`.
+    """
+    parse = _remembered if len(head) <= REMEMBERED_BYTES else _parse
+    return parse(head, request.method == b"HEAD", request.old, request.upgrade)
+
+
+def _parse(head: bytes, bodiless: bool, old: bool, upgrade: bool) -> Response:
     lines = split_head(head)
     status_line = lines[0]
     match = _STATUS_LINE.fullmatch(status_line)
@@ -56,15 +65,18 @@ def parse_response(head: bytes, request: Request) -> Response:
     else:
         declared = length
     if declared == CHUNKED:
-        if not request.old:
+        if not old:
             lines.append(b"Transfer-Encoding: chunked")
     elif declared is not None:
         lines.append(b"Content-Length: %d" % declared)
     if status == _SWITCHING:
-        if not request.upgrade or UPGRADE not in found.values:
+        if not upgrade or UPGRADE not in found.values:
             raise Malformed("an upgrade nobody asked for")
         lines += [b"Upgrade: " + found.values[UPGRADE], b"Connection: Upgrade"]
-    if status == 304 or request.method == b"HEAD":
+    if bodiless or status == 304:
         length = 0
     lines.append(b"")
     return Response(status, b"\r\n".join(lines), length, keep_alive=keep_alive)
+
+
+_remembered: Final = lru_cache(maxsize=REMEMBERED)(_parse)
