@@ -13,10 +13,10 @@ from hatchvm.domain.lease import Lease
 class Activity:
     """Plain attributes, written on every request and read by the idle monitor and by a suspend under way."""
 
-    __slots__ = ("_clock", "_drained", "arrivals", "held", "last_active_at", "leases")
+    __slots__ = ("_drained", "_now", "arrivals", "held", "last_active_at", "leases")
 
     def __init__(self, clock: Clock, last_active_at: datetime | None) -> None:
-        self._clock = clock
+        self._now = clock.now
         self.last_active_at = last_active_at
         self.held: set[ActivityHold] = set()
         #: By id, as their rows are; those that have ended too, until the idle monitor has taken note.
@@ -32,7 +32,7 @@ class Activity:
 
     def touch(self) -> datetime:
         """The VM is active now."""
-        now = self.last_active_at = self._clock.now()
+        now = self.last_active_at = self._now()
         return now
 
     def want(self) -> datetime:
@@ -55,15 +55,18 @@ class Activity:
                 await self._drained.wait()
         self._drained = None
 
-    def hold(self, kind: str = "http", peer: str = "") -> ActivityHold:
+    def come(self, hold: ActivityHold) -> datetime:
         """Somebody came for the VM, and uses it until the hold is released."""
-        return ActivityHold(self, kind, peer)
+        self.arrivals += 1
+        self.held.add(hold)
+        now = self.last_active_at = self._now()
+        return now
 
     def leave(self, hold: ActivityHold) -> None:
         """A hold is over. May be repeated."""
         if hold in self.held:
             self.held.remove(hold)
-            self.touch()
+            self.last_active_at = self._now()
             if not self.held and self._drained is not None:
                 self._drained.set()
 
@@ -77,8 +80,7 @@ class ActivityHold:
         self._activity = activity
         self.kind = kind
         self.peer = peer
-        self.since = self.last_byte_at = activity.want()
-        activity.held.add(self)
+        self.since = self.last_byte_at = activity.come(self)
 
     def touch(self) -> None:
         self.last_byte_at = self._activity.touch()

@@ -19,6 +19,7 @@ _BOOT_GRACE_S: Final = 60.0
 #: A guest that answers nothing at all gets this long even when it has been up for days.
 _SILENCE_S: Final = 5.0
 
+_RUNNING: Final = State.RUNNING
 #: States that lead to running by themselves or by a wake: the request waits.
 _WAITS: Final = frozenset({State.STARTING, State.SUSPENDING, State.SNAPSHOTTED, State.RESTORING})
 
@@ -28,9 +29,11 @@ class HouseGate:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
+        self._owners = ctx.owners
+        self._routes = ctx.routes
 
     def route(self, subdomain: str) -> Route | None:
-        return self._ctx.routes.find(subdomain)
+        return self._routes.find(subdomain)
 
     def find(self, name: str) -> str | None:
         owner = self._ctx.owners.find(name) or self._ctx.owners.named(name)
@@ -40,18 +43,17 @@ class HouseGate:
         return route.vm_id if route else None
 
     def hold(self, vm_id: str, kind: str = "http", peer: str = "") -> ActivityHold:
-        owner = self._ctx.owners.find(vm_id)
-        activity = owner.activity if owner else Activity(self._ctx.clock, None)
-        return activity.hold(kind, peer)
+        owner = self._owners.find(vm_id)
+        return ActivityHold(owner.activity if owner else Activity(self._ctx.clock, None), kind, peer)
 
     def ready(self, route: Route) -> bool:
-        owner = self._ctx.owners.find(route.vm_id)
+        owner = self._owners.find(route.vm_id)
         if owner is None:
             raise Upstream("vm not found")
         vm = owner.vm
         if vm.guest_ip is None:
             raise Upstream("vm has no guest IP")
-        if vm.state is State.RUNNING:
+        if vm.state is _RUNNING:
             return True
         if vm.state is State.SNAPSHOTTED and not route.auto_wake:
             raise Unavailable("vm is snapshotted and auto-wake is disabled")

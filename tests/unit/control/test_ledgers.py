@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hatchvm.base import tasks
-from hatchvm.control.activity import Activity
+from hatchvm.control.activity import Activity, ActivityHold
 from hatchvm.control.table import RouteTable
 from hatchvm.domain.route import Route
 from hatchvm.testing.clock import SteeredClock
@@ -73,7 +73,7 @@ def test_the_table_is_what_the_rows_are(moves: list[tuple[str, int, int, str]]) 
 def test_a_hold_counts_once_and_its_end_is_activity() -> None:
     clock = SteeredClock()
     activity = Activity(clock, None)
-    hold = activity.hold()
+    hold = ActivityHold(activity, "http", "")
     assert (activity.holds, activity.arrivals) == (1, 1)
     came = activity.last_active_at
     hold.release()
@@ -89,7 +89,7 @@ def test_a_hold_counts_once_and_its_end_is_activity() -> None:
 
 def test_a_hold_knows_who_and_since_when() -> None:
     activity = Activity(SteeredClock(), None)
-    first, second = activity.hold("ssh", "10.0.0.5"), activity.hold()
+    first, second = ActivityHold(activity, "ssh", "10.0.0.5"), ActivityHold(activity, "http", "")
     assert activity.held == {first, second}
     assert (first.kind, first.peer, second.kind, second.peer) == ("ssh", "10.0.0.5", "http", "")
     assert first.since == first.last_byte_at < second.since
@@ -110,7 +110,7 @@ def test_what_is_noticed_late_takes_no_activity_back() -> None:
 async def test_draining_ends_with_the_last_hold() -> None:
     activity = Activity(SteeredClock(), None)
     await activity.drained(1000)
-    first, second = activity.hold(), activity.hold()
+    first, second = ActivityHold(activity, "http", ""), ActivityHold(activity, "http", "")
     draining = tasks.spawn(activity.drained(1000), name="drain")
     await asyncio.sleep(0)
     first.release()

@@ -122,7 +122,7 @@ class Chunked:
             return at
         if line:
             refuse_controls(line)
-            TRAILER_FIELDS.read([line])
+            TRAILER_FIELDS.check(line)
         self._trailer_bytes += len(line) + 2
         self.done = not line
         return at + len(line) + 2

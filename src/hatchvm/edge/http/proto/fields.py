@@ -21,6 +21,8 @@ TOKEN: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 REMEMBERED: Final = 1024
 REMEMBERED_BYTES: Final = 2048
 
+#: What stands before the first colon of each line but the first.
+_NAMES: Final = re.compile(rb"\r\n([^:\r]*):")
 _CONTROLS: Final = bytes(set(range(32)) - set(b"\t\r\n")) + b"\x7f"
 _CONTROLS_AND_BREAKS: Final = _CONTROLS + b"\r\n"
 _MAX_REMEMBERED_NAMES: Final = 4096
@@ -136,31 +138,46 @@ class FieldTable:
         self._dropped_prefix = dropped_prefix
         self._verdicts: dict[bytes, str] = {}
 
-    def read(self, lines: list[bytes]) -> Found:
-        """Judge every line. Raises Malformed. The lines must have passed `split_head`."""
-        kept: list[bytes] = []
+    def read(self, head: bytes, lines: list[bytes]) -> Found:
+        """Judge every line of a head but its first. `lines`: what `split_head` made of it. Raises Malformed."""
+        names = _NAMES.findall(head)
+        if len(names) != len(lines) - 1:
+            raise Malformed("a header line without a colon")
+        uses = list(map(self._verdicts.get, names))
+        if None in uses:
+            uses = list(map(self._verdict, names))
+        kept = lines[1:]
         values: dict[str, bytes] = {}
-        verdicts = self._verdicts
-        for line in lines:
-            name, colon, value = line.partition(b":")
-            if not colon:
-                raise Malformed("a header line without a colon")
-            use = verdicts.get(name)
-            if use is None:
-                use = self._judge(name)
-            if not use:
-                kept.append(line)
-            elif use == REFUSE:
-                raise Malformed(f"header {name.decode()} is not allowed here")
-            elif use == DROP:
+        matters = [at for at, use in enumerate(uses) if use]
+        for at in matters:
+            use, name = uses[at], names[at]
+            assert use is not None
+            if use == DROP:
                 continue
-            elif use not in values:
-                values[use] = value.strip(b" \t")
+            if use == REFUSE:
+                raise Malformed(f"header {name.decode()} is not allowed here")
+            value = kept[at][len(name) + 1 :].strip(b" \t")
+            if use not in values:
+                values[use] = value
             elif use in _LISTS:
-                values[use] += b"," + value.strip(b" \t")
+                values[use] += b"," + value
             else:
                 raise Malformed(f"more than one {name.decode()} header")
+        for at in reversed(matters):
+            del kept[at]
         return Found(kept, values)
+
+    def check(self, line: bytes) -> None:
+        """Raise Malformed for a single line that is none, or is refused."""
+        name, colon, _ = line.partition(b":")
+        if not colon:
+            raise Malformed("a header line without a colon")
+        if self._verdict(name) == REFUSE:
+            raise Malformed(f"header {name.decode()} is not allowed here")
+
+    def _verdict(self, name: bytes) -> str:
+        use = self._verdicts.get(name)
+        return self._judge(name) if use is None else use
 
     def _judge(self, name: bytes) -> str:
         if not TOKEN.fullmatch(name):

@@ -23,6 +23,7 @@ from hatchvm.edge.http.proto.fields import (
 #: RFC 9110, 9.2.2: repeating such a request asks for nothing more than sending it once.
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 _TARGET: Final = re.compile(rb"[\x21-\x7e]+")
+_START_LINE: Final = re.compile(rb"(%b) (%b) (HTTP/1\.[01])" % (TOKEN.pattern, _TARGET.pattern))
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
 
@@ -70,7 +71,7 @@ def parse_request(head: bytes) -> Request:
 def _parse(head: bytes) -> Request:
     lines = split_head(head)
     method, target, version = _start_line(lines[0])
-    found = REQUEST_FIELDS.read(lines[1:])
+    found = REQUEST_FIELDS.read(head, lines)
     values = found.values
     named = values.pop(HOST, None)
     host = named or b""
@@ -107,19 +108,25 @@ _remembered: Final = lru_cache(maxsize=REMEMBERED)(_parse)
 
 def _start_line(line: bytes) -> tuple[bytes, bytes, bytes]:
     """Method, target and version."""
-    try:
-        method, target, version = line.split(b" ")
-    except ValueError:
-        raise Malformed("malformed request line") from None
-    if not TOKEN.fullmatch(method):
-        raise Malformed("malformed method")
-    if not _TARGET.fullmatch(target):
-        raise Malformed("malformed request target")
-    if version not in (b"HTTP/1.1", b"HTTP/1.0"):
-        raise Malformed("this proxy speaks HTTP/1.1 and HTTP/1.0")
+    match = _START_LINE.fullmatch(line)
+    if not match:
+        raise Malformed(_blame(line))
+    method, target, version = match.groups()
     if method == b"CONNECT":
         raise Malformed("CONNECT is not supported", status=501)
     return method, target, version
+
+
+def _blame(line: bytes) -> str:
+    """What is wrong with a request line."""
+    parts = line.split(b" ")
+    if len(parts) != 3:
+        return "malformed request line"
+    if not TOKEN.fullmatch(parts[0]):
+        return "malformed method"
+    if not _TARGET.fullmatch(parts[1]):
+        return "malformed request target"
+    return "this proxy speaks HTTP/1.1 and HTTP/1.0"
 
 
 def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:

@@ -55,7 +55,7 @@ def _parse(head: bytes, bodiless: bool, old: bool, upgrade: bool) -> Response:
         raise Malformed("malformed status line")
     minor, code = match.groups()
     status = int(code)
-    found = RESPONSE_FIELDS.read(lines[1:])
+    found = RESPONSE_FIELDS.read(head, lines)
     options = found.options()
     length = found.length()
     keep_alive = b"close" not in options and (minor == b"1" or b"keep-alive" in options)
