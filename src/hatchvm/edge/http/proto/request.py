@@ -22,38 +22,41 @@ from hatchvm.edge.http.proto.fields import (
 
 #: RFC 9110, 9.2.2: repeating such a request asks for nothing more than sending it once.
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+_SLASH: Final = ord("/")
 _TARGET: Final = re.compile(rb"[\x21-\x7e]+")
 _START_LINE: Final = re.compile(rb"(%b) (%b) (HTTP/1\.[01])" % (TOKEN.pattern, _TARGET.pattern))
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
 
 
+class Fields:
+    """What the relay knows of a request's field lines. Never changed: requests share it."""
+
+    __slots__ = ("block", "host", "keep_alive", "length", "upgrade")
+
+    def __init__(self, host: bytes, block: bytes, length: int, *, keep_alive: bool, upgrade: bool) -> None:
+        self.host = host
+        self.block = block  # for the guest, from the end of the first line to that of the last
+        self.length = length
+        self.keep_alive = keep_alive
+        self.upgrade = upgrade
+
+
 class Request:
-    """What the relay knows of a request, never changed. `head` is ready for the guest but for the lines that tell who
-    the client is, and the blank line."""
+    """What the relay knows of a request. `head` is ready for the guest but for the lines that tell who the client is,
+    and the blank line."""
 
     __slots__ = ("head", "host", "keep_alive", "length", "method", "old", "target", "upgrade")
 
-    def __init__(
-        self,
-        method: bytes,
-        target: bytes,
-        host: bytes,
-        head: bytes,
-        length: int,
-        *,
-        keep_alive: bool,
-        upgrade: bool,
-        old: bool,
-    ) -> None:
+    def __init__(self, method: bytes, target: bytes, head: bytes, old: bool, fields: Fields) -> None:
         self.method = method
         self.target = target  # as the guest gets it
-        self.host = host  # as the client wrote it; empty if there was none
         self.head = head
-        self.length = length  # bytes of body; CHUNKED if it tells its length itself
-        self.keep_alive = keep_alive
-        self.upgrade = upgrade  # a 101 is welcome
         self.old = old  # HTTP/1.0: no chunks, no interim answers
+        self.host = fields.host  # as the client wrote it; empty if there was none
+        self.length = fields.length  # bytes of body; CHUNKED if it tells its length itself
+        self.keep_alive = fields.keep_alive
+        self.upgrade = fields.upgrade  # a 101 is welcome
 
     @property
     def idempotent(self) -> bool:
@@ -61,17 +64,21 @@ class Request:
 
 
 def parse_request(head: bytes) -> Request:
-    """Read a head given without its closing blank line. Raises Malformed.
+    """Read a head given without its closing blank line. Raises Malformed."""
+    end = head.find(b"\r\n")
+    line, block = (head, b"") if end < 0 else (head[:end], head[end:])
+    method, target, version = _start_line(line)
+    old = version == b"HTTP/1.0"
+    fields = _remembered(block, old) if len(block) <= REMEMBERED_BYTES else _fields(block, old)
+    if target[0] != _SLASH:
+        target = _path(method, target, fields.host)
+    return Request(method, target, method + b" " + target + b" HTTP/1.1" + fields.block, old, fields)
 
-    Clients repeat themselves, byte by byte: the last heads are remembered.
-    """
-    return _remembered(head) if len(head) <= REMEMBERED_BYTES else _parse(head)
 
-
-def _parse(head: bytes) -> Request:
-    lines = split_head(head)
-    method, target, version = _start_line(lines[0])
-    found = REQUEST_FIELDS.read(head, lines)
+def _fields(block: bytes, old: bool) -> Fields:
+    """Read all of a head but its first line; `block` begins with that line's end."""
+    lines = split_head(block)
+    found = REQUEST_FIELDS.read(block, lines)
     values = found.values
     named = values.pop(HOST, None)
     host = named or b""
@@ -79,31 +86,24 @@ def _parse(head: bytes) -> Request:
         raise Malformed("malformed Host header")
     options = found.options()
     length = found.length()
-    old = version == b"HTTP/1.0"
     if old and length == CHUNKED:
         raise Malformed("Transfer-Encoding in an HTTP/1.0 request")
     upgrade = not old and b"upgrade" in options and UPGRADE in values
-    target = _origin_form(method, target, host)
-    lines = [method + b" " + target + b" HTTP/1.1"]
-    if named is not None:
-        lines.append(b"Host: " + host)
-    lines += found.kept
+    lines = [b"" if named is None else b"\r\nHost: " + host, *found.kept]
     if values:
         lines += _hop_lines(found, length, upgrade=upgrade)
     lines.append(b"X-Forwarded-Host: " + host + b"\r\n")
-    return Request(
-        method,
-        target,
+    return Fields(
         host,
         b"\r\n".join(lines),
         length or 0,
         keep_alive=b"close" not in options and (not old or b"keep-alive" in options),
         upgrade=upgrade,
-        old=old,
     )
 
 
-_remembered: Final = lru_cache(maxsize=REMEMBERED)(_parse)
+#: The requests of one client differ in their first lines, and little else.
+_remembered: Final = lru_cache(maxsize=REMEMBERED)(_fields)
 
 
 def _start_line(line: bytes) -> tuple[bytes, bytes, bytes]:
@@ -129,9 +129,9 @@ def _blame(line: bytes) -> str:
     return "this proxy speaks HTTP/1.1 and HTTP/1.0"
 
 
-def _origin_form(method: bytes, target: bytes, host: bytes) -> bytes:
-    """The target as a guest expects it: a path as it came, without scheme and authority."""
-    if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
+def _path(method: bytes, target: bytes, host: bytes) -> bytes:
+    """What a guest expects of a target that is no path: a path as it came, without scheme and authority."""
+    if target == b"*" and method == b"OPTIONS":
         return target
     absolute = _ABSOLUTE.fullmatch(target)
     if not absolute:
