@@ -82,6 +82,8 @@ class ClientConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._relay.client_data(data)
         self._settle()
+        if self._upstream_full or self._relay.backlogged:
+            self._pace()
 
     def eof_received(self) -> bool:
         self._relay.client_eof()
@@ -203,7 +205,9 @@ class ClientConnection(asyncio.Protocol):
         if connecting:
             connecting.cancel()
         self._detach(reuse=reuse)
-        self._let_go()
+        hold, self._hold = self._hold, None
+        if hold:
+            hold.release()
         self._route = None
 
     def close_client(self, *, linger: bool) -> None:
@@ -277,7 +281,7 @@ class ClientConnection(asyncio.Protocol):
             self._since = self._now()
         elif phase is _STREAM or phase is _SPLICE or phase is _ANSWER:
             self._moved()
-        if self._upstream_full or self._relay.backlogged or not self._reading:
+        if not self._reading:
             self._pace()
 
     def _moved(self) -> None:

@@ -22,26 +22,25 @@ class Connector:
     def __init__(self, gate: Gate, limits: Limits, clock: Clock) -> None:
         self._gate = gate
         self._limits = limits
-        self._clock = clock
+        self._now = clock.monotonic
         self._admission = Admission(slots=limits.fresh_slots)
         self._pool: Pool[Upstream] = Pool(per_target=limits.pooled_per_port)
 
     def pooled(self, target: Target, *, repeatable: bool) -> Upstream | None:
         """A connection that has served before. `repeatable`: if it proves dead, its request may be sent again."""
-        limits = self._limits
-        max_idle_s = limits.pool_timeout_s if repeatable else limits.trusted_idle_s
-        return self._pool.take(target, idle_since=self._clock.monotonic() - max_idle_s)
+        max_idle_s = self._limits.pool_timeout_s if repeatable else self._limits.trusted_idle_s
+        return self._pool.take(target, self._now() - max_idle_s)
 
     def give_back(self, upstream: Upstream) -> None:
         upstream.user = None
         upstream.served = True
-        self._pool.give(upstream, now=self._clock.monotonic())
+        self._pool.give(upstream, self._now())
 
     def forget(self, vm_id: str) -> None:
         self._pool.forget(vm_id)
 
     def sweep(self) -> None:
-        self._pool.sweep(idle_since=self._clock.monotonic() - self._limits.pool_timeout_s)
+        self._pool.sweep(idle_since=self._now() - self._limits.pool_timeout_s)
         self._admission.sweep()
 
     def close(self) -> None:

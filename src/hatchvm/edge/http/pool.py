@@ -36,7 +36,7 @@ class Pool(Generic[C]):
         self._per_target = per_target
         self._idle: dict[Target, list[C]] = {}
 
-    def take(self, target: Target, *, idle_since: float) -> C | None:
+    def take(self, target: Target, idle_since: float) -> C | None:
         """The youngest live connection, if it came back at `idle_since` (monotonic seconds) or later."""
         idle = self._idle.get(target)
         while idle:
@@ -48,9 +48,11 @@ class Pool(Generic[C]):
                 return connection
         return None
 
-    def give(self, connection: C, *, now: float) -> None:
+    def give(self, connection: C, now: float) -> None:
         """Take back a connection whose exchange is over."""
-        idle = self._idle.setdefault(connection.target, [])
+        idle = self._idle.get(connection.target)
+        if idle is None:
+            idle = self._idle[connection.target] = []
         if connection.closing or len(idle) >= self._per_target:
             connection.close()
             return

@@ -31,7 +31,7 @@ from hatchvm.edge.http.proto.commands import Out
 from hatchvm.edge.http.proto.fields import CHUNKED, Malformed, refuse_unfinished, take_head
 from hatchvm.edge.http.proto.refusal import Refusal
 from hatchvm.edge.http.proto.request import Request, parse_request
-from hatchvm.edge.http.proto.response import Response, parse_response
+from hatchvm.edge.http.proto.response import SWITCHING, Response, parse_response
 
 #: More input than this that cannot be used yet, and the client is not read any more.
 _BACKLOG_BYTES: Final = 64 * 1024
@@ -100,7 +100,9 @@ class Relay:
     def client_data(self, data: bytes) -> None:
         phase = self.phase
         if phase is _IDLE or phase is _HEAD:
-            self._read_head(data)
+            known = len(self._input)
+            self._input = self._input + data if known else data
+            self._serve(known)
         elif phase is _SPLICE:
             self._out.send_upstream(data)
         elif self._body is not None and (phase is _STREAM or phase is _ANSWER):
@@ -112,7 +114,7 @@ class Relay:
         self._client_ended = True
         match self.phase:
             case Phase.HEAD:
-                self._read_head(b"")
+                self._serve(len(self._input))
             case Phase.WAKING:
                 self._out.finish(reuse=False)
                 self._close(linger=False)
@@ -146,7 +148,8 @@ class Relay:
 
     def upstream_ready(self, *, reused: bool) -> None:
         """A connection to the guest is there. `reused`: it has carried a request before."""
-        request = self._expect_request()
+        request = self._request
+        assert request is not None
         self.phase = _ANSWER
         self._reused = reused
         self._output = b""
@@ -218,11 +221,6 @@ class Relay:
 
     # -- the request on its way
 
-    def _read_head(self, data: bytes) -> None:
-        known = len(self._input)
-        self._input = self._input + data if known else data
-        self._serve(known)
-
     def _serve(self, known: int = 0) -> None:
         """Begin the requests whose heads are here, each when the one before has ended. `known`: see `take_head`."""
         self._serving = True
@@ -274,7 +272,8 @@ class Relay:
     # -- the answer on its way
 
     def _read_answer(self, data: bytes) -> None:
-        request = self._expect_request()
+        request = self._request
+        assert request is not None
         self._heard = True
         known = len(self._output)
         self._output = self._output + data if known else data
@@ -285,7 +284,7 @@ class Relay:
                     return
                 self._output, known = rest, 0
                 response = parse_response(head, request)
-                if response.status >= 200 or response.switching:
+                if response.status >= 200 or response.status == SWITCHING:
                     break
                 if not request.old:
                     self._out.send_client(response.head + b"\r\n")
@@ -296,7 +295,7 @@ class Relay:
 
     def _start_answer(self, response: Response, request: Request) -> None:
         rest, self._output = self._output, b""
-        if response.switching:
+        if response.status == SWITCHING:
             self._start_splice(response, rest)
             return
         self._answered = True
@@ -375,9 +374,8 @@ class Relay:
 
     def _finish(self, *, surplus: bytes = b"") -> None:
         """The answer is complete. `surplus`: what the guest said beyond it; such a guest is not asked again."""
-        reuse = self._reusable and not surplus and not self._body
         self._request = None
-        self._out.finish(reuse=reuse)
+        self._out.finish(reuse=self._reusable and not surplus and not self._body)
         self._next()
 
     def _refuse(self, refusal: Refusal) -> None:

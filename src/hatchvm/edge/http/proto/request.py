@@ -46,21 +46,18 @@ class Request:
     """What the relay knows of a request. `head` is ready for the guest but for the lines that tell who the client is,
     and the blank line."""
 
-    __slots__ = ("head", "host", "keep_alive", "length", "method", "old", "target", "upgrade")
+    __slots__ = ("head", "host", "idempotent", "keep_alive", "length", "method", "old", "target", "upgrade")
 
     def __init__(self, method: bytes, target: bytes, head: bytes, old: bool, fields: Fields) -> None:
         self.method = method
         self.target = target  # as the guest gets it
         self.head = head
+        self.idempotent = method in _IDEMPOTENT
         self.old = old  # HTTP/1.0: no chunks, no interim answers
         self.host = fields.host  # as the client wrote it; empty if there was none
         self.length = fields.length  # bytes of body; CHUNKED if it tells its length itself
         self.keep_alive = fields.keep_alive
         self.upgrade = fields.upgrade  # a 101 is welcome
-
-    @property
-    def idempotent(self) -> bool:
-        return self.method in _IDEMPOTENT
 
 
 def parse_request(head: bytes) -> Request:

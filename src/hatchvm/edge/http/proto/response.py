@@ -18,7 +18,8 @@ from hatchvm.edge.http.proto.fields import (
 from hatchvm.edge.http.proto.request import Request
 
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: .*)?")
-_SWITCHING: Final = 101
+#: The guest speaks another protocol from here on.
+SWITCHING: Final = 101
 
 
 class Response:
@@ -31,11 +32,6 @@ class Response:
         self.head = head
         self.length = length  # bytes of body that follow; CHUNKED; None: until the guest closes
         self.keep_alive = keep_alive  # the guest's connection can carry another request
-
-    @property
-    def switching(self) -> bool:
-        """The guest speaks another protocol from here on."""
-        return self.status == _SWITCHING
 
 
 def parse_response(head: bytes, request: Request) -> Response:
@@ -69,7 +65,7 @@ def _parse(head: bytes, bodiless: bool, old: bool, upgrade: bool) -> Response:
             lines.append(b"Transfer-Encoding: chunked")
     elif declared is not None:
         lines.append(b"Content-Length: %d" % declared)
-    if status == _SWITCHING:
+    if status == SWITCHING:
         if not upgrade or UPGRADE not in found.values:
             raise Malformed("an upgrade nobody asked for")
         lines += [b"Upgrade: " + found.values[UPGRADE], b"Connection: Upgrade"]
