@@ -56,7 +56,7 @@ class ClientConnection(asyncio.Protocol):
         self._house = house
         self._now = house.clock.monotonic
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-        self._relay: Relay = cast(Relay, None)
+        self._relay = Relay(self)
         self._route: Route | None = None
         self._hold: Hold | None = None
         self._upstream: Upstream | None = None
@@ -74,7 +74,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._peer = (transport.get_extra_info("peername") or ("unknown",))[0]  # None: it has gone already
         forwarded = f"X-Forwarded-For: {self._peer}\r\nX-Forwarded-Proto: http\r\n"
-        self._relay = Relay(self, forwarded=forwarded.encode())
+        self._relay.client_made(forwarded.encode())
         # A client that vanished without a word must not keep a silent stream for ever.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._house.opened(self)

@@ -67,7 +67,8 @@ class Conversation:
     """Every event returns the commands it led to."""
 
     def __init__(self, *, forwarded: bytes) -> None:
-        self._relay = Relay(self, forwarded=forwarded)
+        self._relay = Relay(self)
+        self._relay.client_made(forwarded)
         self._commands: list[Command] = []
 
     # -- events

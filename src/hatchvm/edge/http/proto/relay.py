@@ -64,12 +64,12 @@ _CLOSED: Final = Phase.CLOSED
 
 
 class Relay:
-    """One client connection. `forwarded`: whole header lines that tell guests who the client is."""
+    """One client connection."""
 
-    def __init__(self, out: Out, *, forwarded: bytes) -> None:
+    def __init__(self, out: Out) -> None:
         self.phase = _IDLE
         self._out = out
-        self._seen = forwarded + b"\r\n"
+        self._seen = b"\r\n"  # what ends every head: who the client is, and the blank line
         self._keep = True  # the client's connection outlives the exchange
         self._input = b""  # from the client, not usable yet
         self._serving = False  # heads are being taken from the input
@@ -96,6 +96,10 @@ class Relay:
         return len(self._input) > _BACKLOG_BYTES
 
     # -- the client's side
+
+    def client_made(self, forwarded: bytes) -> None:
+        """`forwarded`: whole header lines that tell guests who the client is."""
+        self._seen = forwarded + b"\r\n"
 
     def client_data(self, data: bytes) -> None:
         phase = self.phase
