@@ -163,6 +163,8 @@ FULL_BOOT: Final = Boot(
         ("vms", FULL_VM),
         ("vms", a_vm("vm-bare")),
         ("routes", a_route(auto_wake=False, target_port=65535, updated_at=NOW + SECOND)),
+        ("routes", a_route(domain="app.example.com", domain_token="t0k3n")),
+        ("routes", a_route(domain="app.example.com", domain_token="t0k3n", domain_verified_at=NOW)),
         ("snapshots", a_snapshot()),
         (
             "snapshots",
@@ -290,6 +292,26 @@ async def test_an_update_may_not_take_a_used_name_either(store: Store) -> None:
     await put(store, images=an_image("b"))
     error = await refused(store, lambda tx: tx.images.update(an_image("b", name="tiny")))
     assert (type(error), error.message) == (Conflict, 'image name "tiny" is already in use')
+
+
+async def test_many_may_claim_a_domain_and_one_has_it(store: Store) -> None:
+    claims = [a_route(row_id, domain="app.example.com", domain_token=row_id) for row_id in ("a", "b", "c")]
+    await put(store, vms=OWNER)
+    for claim in claims:
+        await put(store, routes=claim)
+    first, second, third = (replace(claim, domain_verified_at=NOW) for claim in claims)
+    async with store.begin() as tx:
+        await tx.routes.update(first)
+    for row in (second, third):
+        error = await refused(store, lambda tx, row=row: tx.routes.update(row))  # type: ignore[misc]
+        assert (type(error), error.message) == (Conflict, 'domain "app.example.com" is already in use')
+    async with store.begin() as tx:
+        await tx.routes.update(a_route("a"))
+        await tx.routes.update(second)
+    async with store.begin() as tx:
+        await tx.routes.delete("b")
+        await tx.routes.update(third)
+        assert {row.id: row.domain_verified_at for row in await tx.routes.list()} == {"a": None, "c": NOW}
 
 
 async def test_any_number_of_rows_may_have_no_name_and_no_port(store: Store) -> None:

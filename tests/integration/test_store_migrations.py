@@ -21,7 +21,7 @@ from hatchvm.domain.lifecycle import State
 from hatchvm.store.engine import connect
 from hatchvm.store.schema import upgrade
 from hatchvm.store.store import SqlStore
-from hatchvm.store.tables import leases, metadata, ssh_keys, vms
+from hatchvm.store.tables import leases, metadata, routes, ssh_keys, vms
 
 NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 A_VM: Final[dict[str, object]] = {
@@ -87,16 +87,34 @@ def test_upgrading_again_changes_nothing(connection: Connection) -> None:
     assert shape(connection) == before
 
 
-def test_an_upgrade_keeps_the_rows_of_the_first_schema(connection: Connection) -> None:
-    """Guests of private user networks may all have one address: the second schema must not mind."""
+def upgrade_to(connection: Connection, revision: str) -> None:
     config = Config(attributes={"connection": connection})
     config.set_main_option("script_location", "hatchvm.store:migrations")
+    command.upgrade(config, revision)
+
+
+def test_an_upgrade_keeps_the_rows_of_the_first_schema(connection: Connection) -> None:
+    """Guests of private user networks may all have one address: the second schema must not mind."""
     with connection.begin():
-        command.upgrade(config, "0001")
+        upgrade_to(connection, "0001")
         connection.execute(insert(vms), [A_VM | {"id": "vm-1"}, A_VM | {"id": "vm-2"}])
     upgrade(connection)
     assert sorted(connection.scalars(select(vms.c.id))) == ["vm-1", "vm-2"]
     assert connection.scalars(select(leases.c.id)).all() == connection.scalars(select(ssh_keys.c.id)).all() == []
+    connection.rollback()
+
+
+def test_an_upgrade_keeps_the_routes_of_the_second_schema(connection: Connection) -> None:
+    with connection.begin():
+        upgrade_to(connection, "0002")
+        connection.execute(insert(vms), A_VM | {"id": "vm-1"})
+        connection.exec_driver_sql(
+            "INSERT INTO routes VALUES ('rt-1', 'vm-1', 'app', 80, 1, '2026-01-01 00:00:00', '2026-01-01 00:00:00')"
+        )
+    upgrade(connection)
+    row = connection.execute(select(routes)).one()
+    assert (row.id, row.subdomain, row.target_port, row.auto_wake) == ("rt-1", "app", 80, True)
+    assert (row.domain, row.domain_token, row.domain_verified_at) == (None, None, None)
     connection.rollback()
 
 

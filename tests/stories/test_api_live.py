@@ -114,7 +114,7 @@ def test_events_are_told_as_they_happen_and_only_those_asked_for(live: Live, cli
     assert (event["vm_id"], event["state"]) == (vm["id"], "stopped")
 
 
-def test_the_client_speaks_every_call(client: Client) -> None:
+def test_the_client_speaks_every_call(live: Live, client: Client) -> None:
     vm = client.create_vm(name="whole", vcpu_count=2, metadata={"a": "b"})
     assert client.get_vm(vm["id"]) == vm
     assert vm in client.list_vms()
@@ -122,6 +122,12 @@ def test_the_client_speaks_every_call(client: Client) -> None:
     assert client.list_routes(vm["id"]) == [route]
     assert route in client.list_routes()
     assert client.update_route(route["id"], subdomain="whole")["url"] == "http://whole.hatch.localhost:9090"
+    claimed = client.create_route(vm["id"], target_port=80, domain="whole.example.com")
+    assert claimed["domain_challenge"] is not None
+    live.house.routes.texts = [claimed["domain_challenge"]["value"]]
+    assert client.verify_route(claimed["id"])["domain_verified"] is True
+    assert client.update_route(claimed["id"], domain=None)["domain"] is None
+    client.delete_route(claimed["id"])
     client.delete_route(route["id"])
     snapshot = client.snapshot_vm(vm["id"])
     assert client.list_snapshots(vm["id"]) == [client.get_snapshot(snapshot["id"])]

@@ -87,6 +87,20 @@ async def test_no_subdomain(stage: Stage, host: bytes) -> None:
     assert error_of(answer) == (502, "no subdomain in host header")
 
 
+async def test_a_custom_domain(stage: Stage) -> None:
+    await stage.guest(answers)
+    at_domain = GET.replace(b"App.hatch.local", b"App.Example.com")
+    assert error_of(await stage.ask(at_domain)) == (502, "no subdomain in host header")
+    stage.gate.domains["app.example.com"] = stage.gate.routes["app"]
+    for host in (b"App.Example.com:9090", b"app.example.com", b"app.example.com:"):
+        assert (await stage.ask(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n"))[1] == b"ok"
+    for host in (b"example.com", b"x.app.example.com", b"app.example.com.", b"app.example.com.hatch.local"):
+        assert error_of(await stage.ask(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n"))[0] == 502
+    assert (await stage.ask(GET))[1] == b"ok", "the subdomain serves as well"
+    del stage.gate.domains["app.example.com"]
+    assert error_of(await stage.ask(at_domain)) == (502, "no subdomain in host header")
+
+
 async def test_no_route(stage: Stage) -> None:
     assert error_of(await stage.ask(GET)) == (502, 'no route for subdomain "app"')
 

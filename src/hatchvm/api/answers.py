@@ -13,6 +13,7 @@ from pydantic import BaseModel, JsonValue
 
 from hatchvm.api.context import Context
 from hatchvm.base.clock import rfc3339
+from hatchvm.domain.custom_domain import challenge_of
 from hatchvm.domain.image import Image, Template
 from hatchvm.domain.key import ApiKey
 from hatchvm.domain.lifecycle import PUBLIC
@@ -62,8 +63,19 @@ class VMAnswer(BaseModel):
     last_active_at: str | None
 
 
+class DomainChallenge(BaseModel):
+    """The DNS record that proves a claim on a domain."""
+
+    name: str
+    type: Literal["TXT"] = "TXT"
+    value: str
+
+
 class RouteAnswer(BaseModel):
-    """A route. `url` is where the proxy serves it."""
+    """A route. `url` is where the proxy serves it.
+
+    `domain` is served too, once verified; until then `domain_challenge` is the record to make before `…/verify`.
+    """
 
     id: str
     vm_id: str
@@ -71,8 +83,17 @@ class RouteAnswer(BaseModel):
     target_port: int
     auto_wake: bool
     url: str
+    domain: str | None
+    domain_verified: bool
+    domain_challenge: DomainChallenge | None
     created_at: str
     updated_at: str
+
+
+class Served(BaseModel):
+    """The proxy leads requests for this name to a VM."""
+
+    status: Literal["served"] = "served"
 
 
 class SnapshotAnswer(BaseModel):
@@ -310,6 +331,8 @@ def vm_answer(vm: VM, context: Context) -> VMAnswer:
 
 
 def route_answer(route: Route, context: Context) -> RouteAnswer:
+    verified = route.verified_domain is not None
+    challenge = None if verified else challenge_of(route)
     return RouteAnswer(
         id=route.id,
         vm_id=route.vm_id,
@@ -317,6 +340,9 @@ def route_answer(route: Route, context: Context) -> RouteAnswer:
         target_port=route.target_port,
         auto_wake=route.auto_wake,
         url=context.base_url_for(route.subdomain),
+        domain=route.domain,
+        domain_verified=verified,
+        domain_challenge=DomainChallenge(name=challenge.name, value=challenge.value) if challenge else None,
         created_at=rfc3339(route.created_at),
         updated_at=rfc3339(route.updated_at),
     )

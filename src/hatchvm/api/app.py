@@ -25,6 +25,7 @@ from hatchvm.api.calls import (
     status,
     store,
     templates,
+    tls,
     vms,
 )
 from hatchvm.api.context import Context
@@ -33,7 +34,7 @@ from hatchvm.api.openapi import describe
 from hatchvm.ports.house import House
 from hatchvm.ports.identity import Verifier
 
-_PARTS: Final = (vms, routes, holds, snapshots, store, images, templates, keys, ssh_keys, events, status, health)
+_PARTS: Final = (vms, routes, holds, snapshots, store, images, templates, keys, ssh_keys, events, status, health, tls)
 
 
 def create_app(

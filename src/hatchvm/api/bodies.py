@@ -1,4 +1,4 @@
-"""What clients send. Every field that may be left out may not be null."""
+"""What clients send. A field that may be left out may not be null, unless null means something."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from hatchvm.api.fields import (
     TTL,
     Body,
     BootArgs,
+    Domain,
     Duration,
     GuestIP,
     GuestMAC,
@@ -86,19 +87,21 @@ class StoreGC(Body):
 
 
 class RouteCreate(Body):
-    """A new route. Without a subdomain it gets 12 random characters."""
+    """A new route. Without a subdomain it gets 12 random characters. A domain serves nothing before it is verified."""
 
     subdomain: Subdomain = optional()
     target_port: Port
     auto_wake: bool = True
+    domain: Domain = optional()
 
 
 class RouteUpdate(Body):
-    """What to change of a route."""
+    """What to change of a route. A null domain takes the route's away; another one must be verified anew."""
 
     subdomain: Subdomain = optional()
     target_port: Port = optional()
     auto_wake: bool = optional()
+    domain: Domain | None = optional()
 
 
 class ImageCreate(Body):

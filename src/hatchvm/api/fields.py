@@ -13,6 +13,7 @@ from typing import Annotated, Any, Final
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from hatchvm.base.units import parse_duration
+from hatchvm.domain.custom_domain import MAX_LENGTH
 from hatchvm.domain.lease import MAX_REASON, MAX_TTL_S, MIN_TTL_S
 from hatchvm.domain.vm import MAX_MEM_MIB, MAX_VCPUS, MIN_MEM_MIB, NEVER
 
@@ -139,6 +140,8 @@ Metadata = Annotated[dict[_Key, _Value], Field(max_length=64)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 #: Its characters are checked by `domain.route.check_subdomain`, which has the sentences users know.
 Subdomain = Annotated[str, Field(max_length=63)]
+#: Its characters are checked by `domain.custom_domain.check_domain`.
+Domain = Annotated[str, Field(min_length=1, max_length=MAX_LENGTH)]
 #: Read by `domain.public_key.parse`, whose sentences never repeat it: it may be a private key.
 PublicKey = Annotated[str, Field(max_length=16384)]
 HostPath = Annotated[str, Field(max_length=4096), AfterValidator(_printable), AfterValidator(_absolute)]

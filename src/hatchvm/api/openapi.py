@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from hatchvm.api.answers import Problem
 
 METHODS: Final = ("get", "post", "patch", "delete")
-_OPEN_TAG: Final = "Health"
+_OPEN_TAGS: Final = frozenset({"Health", "TLS"})
 _ABOUT: Final = (
     "VMs that nobody uses are frozen into object storage; the next request brings them back. "
     'Every error is `{"error": "<sentence>"}`. Times are UTC. Send a key as `Authorization: Bearer <key>` or '
@@ -39,23 +39,26 @@ def describe(app: FastAPI) -> dict[str, Any]:
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     schemas["Problem"] = Problem.model_json_schema()
-    for path, operations in document["paths"].items():
+    for operations in document["paths"].values():
         for method, operation in operations.items():
-            _complete(operation, method, path)
+            _complete(operation, method)
     return document
 
 
-def _complete(operation: dict[str, Any], method: str, path: str) -> None:
+def _complete(operation: dict[str, Any], method: str) -> None:
     responses = operation["responses"]
     responses.pop("422", None)
     statuses = {503}
-    if _OPEN_TAG not in operation["tags"]:
+    if not _OPEN_TAGS & set(operation["tags"]):
         operation["security"] = [{"bearer": []}, {"header": []}]
         statuses |= {401}
     if "requestBody" in operation:
         statuses |= {400, 404, 413}
-    if "{" in path or path == "/events":
+    parameters = operation.get("parameters", ())
+    if parameters:
         statuses |= {404}
+    if any(parameter["in"] == "query" for parameter in parameters):
+        statuses |= {400}
     if method != "get":
         statuses |= {409}
     for status in sorted(statuses):

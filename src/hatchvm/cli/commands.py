@@ -11,7 +11,7 @@ COMMANDS: Final = {
     "doctor": ("hatchvm.cli.host:doctor", "Check what this host can do."),
     "vm": ("hatchvm.cli.vms:app", "Create VMs and move them between states."),
     "hold": ("hatchvm.cli.holds:app", "Keep VMs awake for a while."),
-    "route": ("hatchvm.cli.routes:app", "Lead subdomains to VMs."),
+    "route": ("hatchvm.cli.routes:app", "Lead subdomains and custom domains to VMs."),
     "snapshot": ("hatchvm.cli.snapshots:app", "Look at snapshots."),
     "store": ("hatchvm.cli.store:app", "Look after what is stored."),
     "image": ("hatchvm.cli.images:app", "Manage what VMs boot from."),

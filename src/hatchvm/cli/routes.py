@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Final, cast
+from typing import Annotated, Final, cast
 
-from cyclopts import App
+from cyclopts import App, Parameter
 
+from hatchvm.base.errors import Invalid
 from hatchvm.cli.options import given
 from hatchvm.cli.session import InSession
 from hatchvm.client.answers import RouteChanges
 
-app = App(name="route", help="Lead subdomains to VMs.")
+app = App(name="route", help="Lead subdomains and custom domains to VMs.")
 
-_COLUMNS: Final = ("id", "vm_id", "subdomain", "target_port", "auto_wake", "url")
+_COLUMNS: Final = ("id", "vm_id", "subdomain", "domain", "domain_verified", "target_port", "auto_wake", "url")
 
 
 @app.command
-def create(vm: str, /, *, port: int, subdomain: str | None = None, auto_wake: bool = True, session: InSession) -> None:
+def create(
+    vm: str,
+    /,
+    *,
+    port: int,
+    subdomain: str | None = None,
+    domain: str | None = None,
+    auto_wake: bool = True,
+    session: InSession,
+) -> None:
     """Lead a subdomain to a port of a VM.
 
     Parameters
@@ -25,12 +35,16 @@ def create(vm: str, /, *, port: int, subdomain: str | None = None, auto_wake: bo
         The guest's port.
     subdomain
         The name; random if not given.
+    domain
+        A name of your own, like app.example.com, which is served once it is verified.
     auto_wake
         Whether a request wakes the VM when it sleeps.
     """
     with session.client() as client:
         session.show(
-            client.create_route(client.find_vm(vm), target_port=port, subdomain=subdomain, auto_wake=auto_wake)
+            client.create_route(
+                client.find_vm(vm), target_port=port, subdomain=subdomain, auto_wake=auto_wake, domain=domain
+            )
         )
 
 
@@ -48,6 +62,8 @@ def update(
     *,
     port: int | None = None,
     subdomain: str | None = None,
+    domain: str | None = None,
+    no_domain: Annotated[bool, Parameter(negative="")] = False,
     auto_wake: bool | None = None,
     session: InSession,
 ) -> None:
@@ -59,12 +75,27 @@ def update(
         The guest's port.
     subdomain
         The name.
+    domain
+        A name of your own, like app.example.com, which is served once it is verified.
+    no_domain
+        Take the route's domain away.
     auto_wake
         Whether a request wakes the VM when it sleeps.
     """
-    changes = cast(RouteChanges, given(target_port=port, subdomain=subdomain, auto_wake=auto_wake))
+    if no_domain and domain is not None:
+        raise Invalid("--domain and --no-domain: give one of the two")
+    changes = cast(RouteChanges, given(target_port=port, subdomain=subdomain, auto_wake=auto_wake, domain=domain))
+    if no_domain:
+        changes["domain"] = None
     with session.client() as client:
         session.show(client.update_route(route, **changes))
+
+
+@app.command
+def verify(route: str, /, *, session: InSession) -> None:
+    """Serve a route's domain if the DNS has the record that domain_challenge names."""
+    with session.client() as client:
+        session.show(client.verify_route(route))
 
 
 @app.command

@@ -54,8 +54,16 @@ class NewVM(VMDefaults, total=False):
     snapshot_id: str
 
 
+class DomainChallenge(TypedDict):
+    """The DNS record that proves a claim on a domain."""
+
+    name: str
+    type: str
+    value: str
+
+
 class Route(TypedDict):
-    """A route."""
+    """A route. `domain_challenge`: while its domain is not verified."""
 
     id: str
     vm_id: str
@@ -63,16 +71,20 @@ class Route(TypedDict):
     target_port: int
     auto_wake: bool
     url: str
+    domain: str | None
+    domain_verified: bool
+    domain_challenge: DomainChallenge | None
     created_at: str
     updated_at: str
 
 
 class RouteChanges(TypedDict, total=False):
-    """What to change of a route."""
+    """What to change of a route. A domain of None takes the route's away."""
 
     subdomain: str
     target_port: int
     auto_wake: bool
+    domain: str | None
 
 
 class Hold(TypedDict):

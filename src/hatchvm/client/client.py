@@ -146,12 +146,17 @@ class Client:
         return cast(Activity, self._call("GET", "vms", vm_id, "activity"))
 
     def create_route(
-        self, vm_id: str, *, target_port: int, subdomain: str | None = None, auto_wake: bool = True
+        self,
+        vm_id: str,
+        *,
+        target_port: int,
+        subdomain: str | None = None,
+        auto_wake: bool = True,
+        domain: str | None = None,
     ) -> Route:
-        """None: a random subdomain."""
+        """None: a random subdomain, no custom domain. A custom domain serves nothing before `verify_route`."""
         body: dict[str, object] = {"target_port": target_port, "auto_wake": auto_wake}
-        if subdomain is not None:
-            body["subdomain"] = subdomain
+        body |= {name: text for name, text in (("subdomain", subdomain), ("domain", domain)) if text is not None}
         return cast(Route, self._call("POST", "vms", vm_id, "routes", body=body))
 
     def list_routes(self, vm_id: str | None = None) -> list[Route]:
@@ -161,6 +166,10 @@ class Client:
 
     def update_route(self, route_id: str, **changes: Unpack[RouteChanges]) -> Route:
         return cast(Route, self._call("PATCH", "routes", route_id, body=changes))
+
+    def verify_route(self, route_id: str) -> Route:
+        """Serve its domain if the DNS has the record that `domain_challenge` names."""
+        return cast(Route, self._call("POST", "routes", route_id, "verify"))
 
     def delete_route(self, route_id: str) -> None:
         self._call("DELETE", "routes", route_id)

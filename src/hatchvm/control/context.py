@@ -13,6 +13,7 @@ from hatchvm.control.table import RouteTable
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.ports.node import Node
+from hatchvm.ports.resolver import Resolver
 from hatchvm.ports.store import Store
 
 
@@ -31,6 +32,7 @@ class Settings:
     snapshots_configured: bool
     snapshot_keep: int
     host_mem_mib: int
+    base_domains: tuple[str, ...]
     bridge: IPv4Interface | None = None  # guests get addresses there; None: each has a private user network
     snapshot_grace_s: float = 6 * 3600.0
     snapshot_store: str = "directory"  # its kind: see `ports.house.Overview`
@@ -49,6 +51,7 @@ class Context:
     owners: Owners
     routes: RouteTable
     settings: Settings
+    resolver: Resolver
     port_is_free: Callable[[int], bool]
 
     async def image_of(self, vm: VM) -> Image:

@@ -35,6 +35,9 @@ class HouseGate:
     def route(self, subdomain: str) -> Route | None:
         return self._routes.find(subdomain)
 
+    def domain(self, name: str) -> Route | None:
+        return self._ctx.routes.domain(name)
+
     def find(self, name: str) -> str | None:
         owner = self._ctx.owners.find(name) or self._ctx.owners.named(name)
         if owner is not None:

@@ -8,10 +8,11 @@ from hatchvm.domain.route import Route
 
 
 class RouteTable:
-    """Routes by subdomain, and by VM."""
+    """Routes by subdomain, by verified domain, and by VM."""
 
     def __init__(self) -> None:
         self._by_subdomain: dict[str, Route] = {}
+        self._by_domain: dict[str, Route] = {}
         self._by_vm: dict[str, dict[str, Route]] = {}
 
     def __len__(self) -> int:
@@ -24,6 +25,10 @@ class RouteTable:
     def find(self, subdomain: str) -> Route | None:
         return self._by_subdomain.get(subdomain)
 
+    def domain(self, name: str) -> Route | None:
+        """The route that has proven to have this domain (lower case)."""
+        return self._by_domain.get(name)
+
     def of_vm(self, vm_id: str) -> list[Route]:
         return list(self._by_vm.get(vm_id, {}).values())
 
@@ -31,14 +36,22 @@ class RouteTable:
         """Add a route, or replace the one with the same id."""
         old = self._by_vm.get(route.vm_id, {}).get(route.id)
         if old is not None:
-            del self._by_subdomain[old.subdomain]
+            self._forget(old)
         self._by_subdomain[route.subdomain] = route
+        if route.verified_domain is not None:
+            self._by_domain[route.verified_domain] = route
         self._by_vm.setdefault(route.vm_id, {})[route.id] = route
 
     def remove(self, route: Route) -> None:
-        if self._by_vm.get(route.vm_id, {}).pop(route.id, None) is not None:
-            del self._by_subdomain[route.subdomain]
+        known = self._by_vm.get(route.vm_id, {}).pop(route.id, None)
+        if known is not None:
+            self._forget(known)
 
     def remove_vm(self, vm_id: str) -> None:
         for route in self._by_vm.pop(vm_id, {}).values():
-            del self._by_subdomain[route.subdomain]
+            self._forget(route)
+
+    def _forget(self, route: Route) -> None:
+        del self._by_subdomain[route.subdomain]
+        if route.verified_domain is not None:
+            del self._by_domain[route.verified_domain]

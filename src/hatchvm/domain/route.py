@@ -1,4 +1,4 @@
-"""Routes: which subdomain means which VM and port."""
+"""Routes: which host name means which VM and port."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ _RANDOM_LENGTH: Final = 12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """`subdomain` under any base domain leads to `target_port` of the VM."""
+    """`subdomain` under any base domain leads to `target_port` of the VM, and so does `domain` once it is verified.
+
+    `domain_token`: part of what proves the claim on `domain`, see `domain.custom_domain`; no secret.
+    """
 
     id: str
     vm_id: str
@@ -31,6 +34,14 @@ class Route:
     auto_wake: bool
     created_at: datetime
     updated_at: datetime
+    domain: str | None = None
+    domain_token: str | None = None
+    domain_verified_at: datetime | None = None
+
+    @property
+    def verified_domain(self) -> str | None:
+        """The domain, if requests for it may be served."""
+        return None if self.domain_verified_at is None else self.domain
 
 
 def check_subdomain(subdomain: str) -> str:
@@ -50,19 +61,25 @@ def random_subdomain() -> str:
     return "".join(secrets.choice(alphabet) for _ in range(_RANDOM_LENGTH))
 
 
+def name_of(host: str) -> str | None:
+    """The lower-case name in a Host header's value, without its port; None if that is no port or a letter not ASCII."""
+    if not host.isascii():  # lower() makes ASCII of some other letters
+        return None
+    name = host.lower()
+    head, colon, port = name.rpartition(":")
+    if not colon:
+        return name
+    return None if port and not port.isdigit() else head
+
+
 def subdomain_of(host: str, base_domains: Sequence[str]) -> str | None:
     """The one label of `host` in front of a base domain, lower case; None if there is not exactly one.
 
     `host` is a Host header's value: a port is ignored, case too.
     """
-    if not host.isascii():  # lower() makes ASCII of some other letters
+    name = name_of(host)
+    if name is None:
         return None
-    name = host.lower()
-    head, colon, port = name.rpartition(":")
-    if colon:
-        if port and not port.isdigit():
-            return None
-        name = head
     for base in base_domains:
         label = name.removesuffix("." + base)
         if label != name and _SUBDOMAIN.fullmatch(label):

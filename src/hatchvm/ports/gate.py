@@ -24,6 +24,9 @@ class Gate(Protocol):
     def route(self, subdomain: str) -> Route | None:
         """The route for a subdomain (lower case), or None."""
 
+    def domain(self, name: str) -> Route | None:
+        """The route that has this custom domain (lower case), verified; or None."""
+
     def find(self, name: str) -> str | None:
         """The id of the VM that users call so: by its id, its name, or the subdomain of a route to it."""
 

@@ -128,8 +128,13 @@ class VMs(Protocol):
 class Routes(Protocol):
     """Use cases over routes."""
 
-    async def create(self, vm_id: str, *, subdomain: str | None, target_port: int, auto_wake: bool) -> Route:
-        """A route; without a subdomain it gets a random one. Raises Conflict if the subdomain is in use."""
+    async def create(
+        self, vm_id: str, *, subdomain: str | None, target_port: int, auto_wake: bool, domain: str | None = None
+    ) -> Route:
+        """A route; without a subdomain it gets a random one. Raises Conflict if the subdomain is in use.
+
+        A `domain` serves nothing before `verify`: several routes may claim one.
+        """
 
     async def list(self) -> Sequence[Route]: ...
 
@@ -143,8 +148,18 @@ class Routes(Protocol):
         subdomain: str | None = None,
         target_port: int | None = None,
         auto_wake: bool | None = None,
+        domain: str | None = None,
     ) -> Route:
-        """Change what is not None."""
+        """Change what is not None. An empty domain takes the route's away; another one must be verified anew."""
+
+    async def verify(self, route_id: str) -> Route:
+        """Serve the route's domain if the DNS has the record that proves the claim, see `domain.custom_domain`.
+
+        Raises Conflict if it has not, or another route has that domain already; Unavailable if no name server answers.
+        """
+
+    def serves(self, host: str) -> bool:
+        """True if requests with this Host header are led to some VM. Looks at memory only."""
 
     async def delete(self, route_id: str) -> None: ...
 

@@ -58,7 +58,7 @@ class VMRows(Rows[VM], Protocol):
 
 
 class RouteRows(Rows[Route], Protocol):
-    """Routes. Subdomains are unique: Conflict `subdomain "x" is already in use`."""
+    """Routes. Subdomains are unique, domains among the verified ones: Conflict `subdomain "x" is already in use`."""
 
     async def update(self, route: Route) -> None: ...
 

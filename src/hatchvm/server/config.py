@@ -10,7 +10,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from ipaddress import IPv4Interface
+from ipaddress import IPv4Interface, ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
@@ -50,6 +50,19 @@ def _address(value: object) -> tuple[str, int]:
     if not colon or not (port.isascii() and port.isdigit()) or int(port) > 65535:
         raise ValueError(f"{value!r} is not an address; write it like 127.0.0.1:8080")
     return host.removeprefix("[").removesuffix("]") or "0.0.0.0", int(port)
+
+
+def _name_server(value: object) -> tuple[str, int]:
+    """`address`, `address:port`, `[v6]:port`. An address, because a name would need a name server."""
+    text = str(value)
+    try:
+        return str(ip_address(text)), 53
+    except ValueError:
+        host, port = _address(text)
+    try:
+        return str(ip_address(host)), port
+    except ValueError:
+        raise ValueError(f"{value!r} is not an IP address; write it like 192.0.2.53 or [2001:db8::53]:5353") from None
 
 
 def _domains(value: object) -> tuple[str, ...]:
@@ -101,6 +114,7 @@ def _interface(value: object) -> IPv4Interface:
 
 Duration = Annotated[float, BeforeValidator(_duration), AfterValidator(_positive)]
 Address = Annotated[tuple[str, int], NoDecode, BeforeValidator(_address)]
+NameServer = Annotated[tuple[str, int], NoDecode, BeforeValidator(_name_server)]
 Domains = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_domains)]
 HTTPURL = Annotated[str, AfterValidator(_http_url)]
 Bucket = Annotated[str, AfterValidator(_bucket)]
@@ -124,6 +138,7 @@ class Config(BaseSettings):
         ("hatch.local", "hatch.localhost"),
         validation_alias=AliasChoices("HATCH_BASE_DOMAIN", "HATCH_PROXY_BASE_DOMAIN"),
     )
+    dns_server: NameServer | None = None
     data_dir: Path = Path("data")
     cache_dir: Path = Field(default_factory=paths.cache_dir)
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")

@@ -34,6 +34,7 @@ from hatchvm.identity.keys import StoredKeys
 from hatchvm.identity.remote import RemoteVerifier
 from hatchvm.images.recipe import BOOT_ARGS
 from hatchvm.net.bridge.settings import Bridge
+from hatchvm.net.resolver import DNSResolver
 from hatchvm.net.sessions import established
 from hatchvm.net.user import UserNetwork
 from hatchvm.node.agent import LocalNode
@@ -96,6 +97,7 @@ def build(config: Config) -> Built:
         owners=Owners(),
         routes=RouteTable(),
         settings=_settings(config),
+        resolver=DNSResolver(config.dns_server),
         port_is_free=is_free,
     )
     node.on_exit(lambda vm_id, exit_: power.ended(ctx, vm_id, exit_))
@@ -190,6 +192,7 @@ def _ring(config: Config) -> Ring:
 
 def _settings(config: Config) -> Settings:
     return Settings(
+        base_domains=config.base_domain,
         bridge=config.bridge_cidr if config.network == "bridge" else None,
         default_image=DEFAULT if config.default_kernel_path else TINY,
         default_vcpu=config.default_vcpu,

@@ -19,6 +19,7 @@ _CALLED: Final = MappingProxyType(
         "vms.name": 'vm name "{}"',
         "vms.ssh_port": "ssh port {}",
         "routes.subdomain": 'subdomain "{}"',
+        "routes.domain": 'domain "{}"',
         "images.name": 'image name "{}"',
         "templates.name": 'template name "{}"',
         "keys.digest": "this key",

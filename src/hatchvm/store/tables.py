@@ -77,7 +77,14 @@ routes: Final = Table(
     Column("auto_wake", Boolean, nullable=False),
     Column("created_at", Moment, nullable=False),
     Column("updated_at", Moment, nullable=False),
+    Column("domain", Text),
+    Column("domain_token", Text),
+    Column("domain_verified_at", Moment),
 )
+
+#: Many may claim a domain; one has it.
+_verified: Final = routes.c.domain_verified_at.is_not(None)
+Index("uq_routes_domain", routes.c.domain, unique=True, sqlite_where=_verified, postgresql_where=_verified)
 
 #: `parent_id` is no foreign key: a snapshot outlives the row of its parent.
 snapshots: Final = Table(

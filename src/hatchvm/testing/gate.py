@@ -36,12 +36,13 @@ class FakeHold:
 class FakeGate:
     """Routes by hand. `asleep` VMs wake when `wake` is set; `ready` raises `refusals`, `dial` raises `dial_errors`.
 
-    `names`: what users call a VM -> its id. `held_by`: kind and peer of every hold there ever was. `needed_by`: reason
-    and asker of every need.
+    `domains`: custom domain -> its route. `names`: what users call a VM -> its id. `held_by`: kind and peer of every
+    hold there ever was. `needed_by`: reason and asker of every need.
     """
 
     def __init__(self) -> None:
         self.routes: dict[str, Route] = {}
+        self.domains: dict[str, Route] = {}
         self.ports: dict[tuple[str, int], int] = {}
         self.asleep: set[str] = set()
         self.wake = asyncio.Event()
@@ -101,6 +102,9 @@ class FakeGate:
 
     def route(self, subdomain: str) -> Route | None:
         return self.routes.get(subdomain)
+
+    def domain(self, name: str) -> Route | None:
+        return self.domains.get(name)
 
     def find(self, name: str) -> str | None:
         if name in self.names.values() or any(name == route.vm_id for route in self.routes.values()):

@@ -22,12 +22,13 @@ from hatchvm.domain.key import ApiKey
 from hatchvm.domain.lease import Lease
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.public_key import parse
-from hatchvm.domain.route import Route, random_subdomain
+from hatchvm.domain.route import Route
 from hatchvm.domain.snapshot import Snapshot, SnapshotStatus
 from hatchvm.domain.ssh_key import SSHKey
 from hatchvm.domain.stored import Amount, Audit, Collected, Problem, Sealed
 from hatchvm.domain.vm import VM, NewVM, VMSpec
 from hatchvm.ports.house import Event, Overview, PendingUpload, Use
+from hatchvm.testing.edge.routes import FakeRoutes
 
 START: Final = datetime(2026, 3, 6, 14, 30, tzinfo=UTC)
 _OWN: Final = ("guest_ip", "guest_mac", "snapshot_id")
@@ -220,57 +221,6 @@ class FakeVMs:
         vm = house.vm_rows.put(replace(vm, state=state, updated_at=now))
         house.events.publish(vm_id=vm_id, state=state, at=now)
         return vm
-
-
-class FakeRoutes:
-    def __init__(self, house: FakeHouse) -> None:
-        self._house = house
-
-    async def create(self, vm_id: str, *, subdomain: str | None, target_port: int, auto_wake: bool) -> Route:
-        now = self._house.now()
-        vm = self._house.vm_rows.find(vm_id)
-        route = Route(
-            id=ids.new(ids.ROUTE),
-            vm_id=vm.id,
-            subdomain=subdomain or random_subdomain(),
-            target_port=target_port,
-            auto_wake=auto_wake,
-            created_at=now,
-            updated_at=now,
-        )
-        return self._put(route)
-
-    async def list(self) -> Sequence[Route]:
-        self._house.now()
-        return self._house.route_rows.newest_first()
-
-    async def list_for_vm(self, vm_id: str) -> Sequence[Route]:
-        vm = await self._house.vms.get(vm_id)
-        return [route for route in self._house.route_rows.newest_first() if route.vm_id == vm.id]
-
-    async def update(
-        self,
-        route_id: str,
-        *,
-        subdomain: str | None = None,
-        target_port: int | None = None,
-        auto_wake: bool | None = None,
-    ) -> Route:
-        now = self._house.now()
-        route = self._house.route_rows.find(route_id)
-        changes = {"subdomain": subdomain, "target_port": target_port, "auto_wake": auto_wake}
-        given: dict[str, Any] = {name: value for name, value in changes.items() if value is not None}
-        return self._put(replace(route, updated_at=now, **given))
-
-    async def delete(self, route_id: str) -> None:
-        self._house.now()
-        del self._house.route_rows[self._house.route_rows.find(route_id).id]
-
-    def _put(self, route: Route) -> Route:
-        rows = self._house.route_rows
-        if any(other.subdomain == route.subdomain and other.id != route.id for other in rows.values()):
-            raise Conflict(f'subdomain "{route.subdomain}" is already in use')
-        return rows.put(route)
 
 
 class FakeHolds:

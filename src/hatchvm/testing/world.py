@@ -42,6 +42,7 @@ from hatchvm.snapshots.engine import SnapshotEngine
 from hatchvm.snapshots.seal import Ring
 from hatchvm.store.store import SqlStore
 from hatchvm.testing.clock import SteeredClock
+from hatchvm.testing.net.resolver import FakeResolver
 from hatchvm.testing.vmm import ASKED, FakeDriver, Hook, Machines, no_hook, read_guest
 
 BOOT_ID: Final = "boot-1"
@@ -58,6 +59,7 @@ SETTINGS: Final = Settings(
     snapshots_configured=True,
     snapshot_keep=3,
     host_mem_mib=4096,
+    base_domains=("hatch.local", "hatch.localhost"),
 )
 
 
@@ -174,6 +176,7 @@ class World:
         engine = SnapshotEngine(self.objects, self.paths.packs, self.clock)
         self.pagers = Pagers(lazy=lazy, ring=Ring())
         node = LocalNode(NODE_ID, self.paths, self.driver, engine, self.pagers, private=UserNetwork(), boot_id=boot_id)
+        self.resolver = FakeResolver()
         self.ctx = Context(
             store=SteppedStore(SqlStore(f"sqlite:///{self.paths.database}"), self.step),
             node=node,
@@ -182,6 +185,7 @@ class World:
             owners=Owners(),
             routes=RouteTable(),
             settings=replace(SETTINGS, **settings),
+            resolver=self.resolver,
             port_is_free=lambda port: True,
         )
         node.on_exit(lambda vm_id, ended: power.ended(self.ctx, vm_id, ended))

@@ -73,6 +73,10 @@ GOOD: Mapping[str, Json] = {
 
 def bad_values(schema: Node) -> Iterator[Json]:
     """Values that a field of that schema must refuse."""
+    if "anyOf" in schema:  # or null
+        [schema] = [choice for choice in schema["anyOf"] if choice["type"] != "null"]
+        yield from (value for value in bad_values(schema) if value is not None)
+        return
     yield from (value for name, value in ONE_OF_EACH.items() if name != schema["type"])
     if "minimum" in schema:
         yield schema["minimum"] - 1

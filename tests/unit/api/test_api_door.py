@@ -19,7 +19,7 @@ from hatchvm.testing.house import START, FakeHouse
 
 pytest_plugins = ["hatchvm.testing.api_fixtures"]
 
-OPEN = {"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs"}
+OPEN = {"/healthz", "/readyz", "/metrics", "/openapi.json", "/docs", "/tls/ask"}
 PROMETHEUS_2 = (
     "application/openmetrics-text;version=1.0.0,application/openmetrics-text;version=0.0.1;q=0.75,"
     "text/plain;version=0.0.4;q=0.5,*/*;q=0.1"
@@ -45,7 +45,7 @@ async def test_every_call_but_the_open_ones_wants_a_key_before_anything_else(
             assert (answer.status_code, answer.json()) == (401, {"error": "missing or invalid API key"}), path
             assert answer.headers["WWW-Authenticate"] == "Bearer"
             guarded += 1
-    assert guarded == 41
+    assert guarded == 42
 
 
 @pytest.mark.parametrize("form", ["Bearer {}", "bearer {}", "BEARER   {}"])
@@ -218,7 +218,7 @@ async def test_the_openapi_document_is_complete(stranger: httpx2.AsyncClient) ->
             assert "422" not in operation["responses"]
             assert operation["responses"]["503"]["content"]["application/json"]["schema"]["$ref"].endswith("/Problem")
             assert ("security" in operation) is (path not in OPEN)
-    assert len(names) == 44
+    assert len(names) == 46
     assert {"create_vm", "snapshot_vm", "update_route", "healthz", "stream_events"} <= names
     vm = document["components"]["schemas"]["VMCreate"]
     assert vm["additionalProperties"] is False

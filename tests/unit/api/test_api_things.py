@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx2
 import pytest
 
 from hatchvm.domain.route import RESERVED
+from hatchvm.testing.house import FakeHouse
 
 pytest_plugins = ["hatchvm.testing.api_fixtures"]
 
@@ -27,6 +30,9 @@ async def test_routes(client: httpx2.AsyncClient, vm_id: str) -> None:
         "target_port": 8080,
         "auto_wake": True,
         "url": "http://my-app.hatch.localhost:9090",
+        "domain": None,
+        "domain_verified": False,
+        "domain_challenge": None,
         "created_at": "2026-03-06T14:30:03Z",
         "updated_at": "2026-03-06T14:30:03Z",
     }
@@ -61,6 +67,78 @@ async def test_a_used_subdomain_is_409(client: httpx2.AsyncClient, vm_id: str) -
     await client.post(f"/vms/{vm_id}/routes", json=body)
     answer = await client.post(f"/vms/{vm_id}/routes", json=body)
     assert (answer.status_code, answer.json()) == (409, {"error": 'subdomain "x" is already in use'})
+
+
+async def test_a_custom_domain_is_claimed_proven_and_taken_away(
+    client: httpx2.AsyncClient, house: FakeHouse, vm_id: str
+) -> None:
+    body = {"target_port": 80, "domain": "app.example.com"}
+    route = (await client.post(f"/vms/{vm_id}/routes", json=body)).json()
+    assert (route["domain"], route["domain_verified"]) == ("app.example.com", False)
+    challenge = route["domain_challenge"]
+    assert challenge == {"name": "_hatchvm.app.example.com", "type": "TXT", "value": challenge["value"]}
+    assert re.fullmatch(r"hatchvm-verify=[0-9a-f]{32}", challenge["value"])
+    path = f"/routes/{route['id']}"
+    refused = await client.post(f"{path}/verify")
+    assert refused.status_code == 409
+    assert challenge["name"] in refused.json()["error"] and challenge["value"] in refused.json()["error"]
+    house.routes.texts = [challenge["value"]]
+    verified = (await client.post(f"{path}/verify")).json()
+    assert verified == route | {
+        "domain_verified": True,
+        "domain_challenge": None,
+        "updated_at": verified["updated_at"],
+    }
+    assert verified["url"] == route["url"]
+    assert (await client.patch(path, json={"target_port": 81})).json()["domain_verified"] is True
+    changed = (await client.patch(path, json={"domain": "other.example.com"})).json()
+    assert (changed["domain_verified"], changed["domain_challenge"]["name"]) == (False, "_hatchvm.other.example.com")
+    assert changed["domain_challenge"]["value"] != challenge["value"]
+    gone = (await client.patch(path, json={"domain": None})).json()
+    assert (gone["domain"], gone["domain_verified"], gone["domain_challenge"]) == (None, False, None)
+    refused = await client.post(f"{path}/verify")
+    assert (refused.status_code, refused.json()["error"]) == (
+        409,
+        "the route has no domain: set one, then verify it",
+    )
+
+
+@pytest.mark.parametrize(
+    "domain", ["", "App.example.com", "a b.example", "localhost", "b\u00fccher.example", "10.0.0.1"]
+)
+async def test_malformed_domains(client: httpx2.AsyncClient, vm_id: str, domain: str) -> None:
+    route = (await client.post(f"/vms/{vm_id}/routes", json={"target_port": 80})).json()
+    for answer in (
+        await client.post(f"/vms/{vm_id}/routes", json={"target_port": 80, "domain": domain}),
+        await client.patch(f"/routes/{route['id']}", json={"domain": domain}),
+    ):
+        assert answer.status_code == 400
+        assert answer.json()["error"].startswith("domain")
+    refused = await client.post(f"/vms/{vm_id}/routes", json={"target_port": 80, "domain": None})
+    assert (refused.status_code, refused.json()) == (400, {"error": "domain: must be a string"})
+
+
+async def test_a_front_asks_which_names_are_served(
+    client: httpx2.AsyncClient, stranger: httpx2.AsyncClient, house: FakeHouse, vm_id: str
+) -> None:
+    body = {"target_port": 80, "subdomain": "my-app", "domain": "app.example.com"}
+    route = (await client.post(f"/vms/{vm_id}/routes", json=body)).json()
+
+    async def ask(name: str) -> tuple[int, object]:
+        answer = await stranger.get("/tls/ask", params={"domain": name})
+        return answer.status_code, answer.json()
+
+    refused = 404, {"error": "no route has this name"}
+    assert await ask("app.example.com") == refused
+    assert await ask("my-app.hatch.localhost") == (200, {"status": "served"})
+    house.routes.texts = [route["domain_challenge"]["value"]]
+    await client.post(f"/routes/{route['id']}/verify")
+    assert await ask("app.example.com") == await ask("APP.example.com") == (200, {"status": "served"})
+    for name in ("", "example.com", "x.app.example.com", "other.hatch.localhost", "hatch.localhost", "\0", "é.example"):
+        assert await ask(name) == refused
+    assert await ask("x" * 10_000) == refused
+    nothing = await stranger.get("/tls/ask")
+    assert (nothing.status_code, nothing.json()) == (400, {"error": "domain: is required"})
 
 
 async def test_images(client: httpx2.AsyncClient, vm_id: str) -> None:

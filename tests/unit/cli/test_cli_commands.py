@@ -100,6 +100,25 @@ def test_routes(cli: Cli, vm: dict[str, Any]) -> None:
     assert ask(cli, "route", "delete", route["id"]) == {"status": "deleted"}
 
 
+def test_custom_domains(cli: Cli, vm: dict[str, Any], live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    route = ask(cli, "route", "create", vm["id"], "--port", "80", "--domain", "cli.example.com")
+    assert (route["domain"], route["domain_verified"]) == ("cli.example.com", False)
+    unproven = cli("route", "verify", route["id"])
+    assert unproven.code == 5
+    assert route["domain_challenge"]["value"] in unproven.err
+    monkeypatch.setattr(live.house.routes, "texts", [route["domain_challenge"]["value"]])
+    assert ask(cli, "route", "verify", route["id"])["domain_verified"] is True
+    head, row, *_ = cli("route", "list", vm["id"]).out.splitlines()
+    assert " ".join(head.split()) == "ID VM SUBDOMAIN DOMAIN DOMAIN VERIFIED TARGET PORT AUTO WAKE URL"
+    assert row.split()[3:5] == ["cli.example.com", "yes"]
+    changed = ask(cli, "route", "update", route["id"], "--domain", "other.example.com")
+    assert (changed["domain"], changed["domain_verified"]) == ("other.example.com", False)
+    assert changed["domain_challenge"]["name"] in cli("route", "update", route["id"], "--port", "81").out
+    both = cli("route", "update", route["id"], "--no-domain", "--domain", "x.example.com")
+    assert (both.code, "give one of the two" in both.err) == (2, True)
+    assert ask(cli, "route", "update", route["id"], "--no-domain")["domain"] is None
+
+
 def test_a_built_image_is_registered_with_the_daemon(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
     async def build(name: Builtin, cache: Path, progress: Callable[[str], None]) -> Image:
         progress("building")

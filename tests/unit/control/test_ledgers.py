@@ -19,7 +19,7 @@ from hatchvm.testing.clock import SteeredClock
 NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def route(number: int, vm: int, subdomain: str) -> Route:
+def route(number: int, vm: int, subdomain: str, domain: str | None = None, *, verified: bool = False) -> Route:
     return Route(
         id=f"rt-{number}",
         vm_id=f"vm-{vm}",
@@ -28,6 +28,9 @@ def route(number: int, vm: int, subdomain: str) -> Route:
         auto_wake=True,
         created_at=NOW,
         updated_at=NOW,
+        domain=domain,
+        domain_token=domain and "t0k3n",
+        domain_verified_at=NOW if verified else None,
     )
 
 
@@ -41,16 +44,26 @@ def test_a_renamed_route_leaves_its_old_name() -> None:
     assert len(table) == 1
 
 
-@given(st.lists(st.tuples(st.sampled_from("adr"), st.integers(0, 3), st.integers(0, 2), st.sampled_from("wxyz"))))
-def test_the_table_is_what_the_rows_are(moves: list[tuple[str, int, int, str]]) -> None:
-    """Against a plain dictionary of rows, in which a subdomain is unique."""
+_DOMAINS: Final = st.tuples(st.sampled_from([None, "a.example", "b.example"]), st.booleans())
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("aaadr"), st.integers(0, 3), st.integers(0, 2), st.sampled_from("wxyz"), _DOMAINS)
+    )
+)
+def test_the_table_is_what_the_rows_are(moves: list[tuple[str, int, int, str, tuple[str | None, bool]]]) -> None:
+    """Against a plain dictionary of rows, in which a subdomain is unique, and so is a verified domain."""
     table = RouteTable()
     rows: dict[str, Route] = {}
-    for move, number, vm, subdomain in moves:
-        one = route(number, vm, subdomain)
+    for move, number, vm, subdomain, (domain, verified) in moves:
+        one = route(number, vm, subdomain, domain, verified=verified and domain is not None)
         if move == "a":
             known = rows.get(one.id)
-            clash = any(row.subdomain == subdomain and row.id != one.id for row in rows.values())
+            others = [row for row in rows.values() if row.id != one.id]
+            clash = any(row.subdomain == subdomain for row in others) or (
+                one.verified_domain is not None and any(row.verified_domain == one.verified_domain for row in others)
+            )
             if clash or (known is not None and known.vm_id != one.vm_id):
                 continue
             rows[one.id] = one
@@ -64,6 +77,8 @@ def test_the_table_is_what_the_rows_are(moves: list[tuple[str, int, int, str]]) 
     assert len(table) == len(rows)
     for subdomain in "wxyz":
         assert table.find(subdomain) == next((row for row in rows.values() if row.subdomain == subdomain), None)
+    for domain in ("a.example", "b.example"):
+        assert table.domain(domain) == next((row for row in rows.values() if row.verified_domain == domain), None)
     for vm in range(3):
         assert {row.id for row in table.of_vm(f"vm-{vm}")} == {
             row.id for row in rows.values() if row.vm_id == f"vm-{vm}"

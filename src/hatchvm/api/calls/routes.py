@@ -1,4 +1,4 @@
-"""`/routes` and `/vms/{id}/routes`: which subdomain leads to which port of which VM."""
+"""`/routes` and `/vms/{id}/routes`: which subdomain, and which custom domain, leads to which port of which VM."""
 
 from __future__ import annotations
 
@@ -17,11 +17,16 @@ router = APIRouter(tags=["Routes"], route_class=KeyRoute)
 @router.post("/vms/{vm_id}/routes", status_code=201)
 async def create_route(context: Ctx, vm_id: VMId, body: RouteCreate) -> RouteAnswer:
     """Lead a subdomain to a port of a VM."""
-    subdomain = body.given().get("subdomain")
+    given = body.given()
+    subdomain = given.get("subdomain")
     if subdomain is not None:
         check_subdomain(subdomain)
     route = await context.house.routes.create(
-        vm_id, subdomain=subdomain, target_port=body.target_port, auto_wake=body.auto_wake
+        vm_id,
+        subdomain=subdomain,
+        target_port=body.target_port,
+        auto_wake=body.auto_wake,
+        domain=given.get("domain"),
     )
     return route_answer(route, context)
 
@@ -44,7 +49,15 @@ async def update_route(context: Ctx, route_id: RouteId, body: RouteUpdate) -> Ro
     given = body.given()
     if "subdomain" in given:
         check_subdomain(given["subdomain"])
+    if "domain" in given:
+        given["domain"] = given["domain"] or ""
     return route_answer(await context.house.routes.update(route_id, **given), context)
+
+
+@router.post("/routes/{route_id}/verify")
+async def verify_route(context: Ctx, route_id: RouteId) -> RouteAnswer:
+    """Look for the record of `domain_challenge` in the DNS, and serve the route's domain from now on if it is there."""
+    return route_answer(await context.house.routes.verify(route_id), context)
 
 
 @router.delete("/routes/{route_id}")
