@@ -29,8 +29,7 @@ class DNSResolver:
         # In a thread: dnspython takes up to a second to import, and requests are being proxied meanwhile.
         resolver, dns_error, no_such_record = await asyncio.to_thread(self._load)
         try:
-            # The final dot: no search list of this host is tried.
-            answer = await resolver.resolve(name + ".", "TXT", lifetime=self._timeout_s)
+            answer = await resolver.resolve(name, "TXT", search=False, lifetime=self._timeout_s)
         except no_such_record:
             return ()
         except (dns_error, OSError) as error:

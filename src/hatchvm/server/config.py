@@ -54,15 +54,20 @@ def _address(value: object) -> tuple[str, int]:
 
 def _name_server(value: object) -> tuple[str, int]:
     """`address`, `address:port`, `[v6]:port`. An address, because a name would need a name server."""
-    text = str(value)
+    host, port = str(value), 53
+    if not _is_ip(host):
+        host, port = _address(value)
+    if not _is_ip(host) or ip_address(host).is_unspecified or not port:
+        raise ValueError(f"{value!r} is not an IP address; write it like 192.0.2.53 or [2001:db8::53]:5353")
+    return host, port
+
+
+def _is_ip(text: str) -> bool:
     try:
-        return str(ip_address(text)), 53
+        ip_address(text)
     except ValueError:
-        host, port = _address(text)
-    try:
-        return str(ip_address(host)), port
-    except ValueError:
-        raise ValueError(f"{value!r} is not an IP address; write it like 192.0.2.53 or [2001:db8::53]:5353") from None
+        return False
+    return True
 
 
 def _domains(value: object) -> tuple[str, ...]:
