@@ -94,7 +94,7 @@ async def test_a_custom_domain(stage: Stage) -> None:
     stage.gate.domains["app.example.com"] = stage.gate.routes["app"]
     for host in (b"App.Example.com:9090", b"app.example.com", b"app.example.com:"):
         assert (await stage.ask(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n"))[1] == b"ok"
-    for host in (b"example.com", b"x.app.example.com", b"app.example.com.", b"app.example.com.hatch.local"):
+    for host in (b"app", b"example.com", b"x.app.example.com", b"app.example.com.", b"app.example.com.hatch.local"):
         assert error_of(await stage.ask(b"GET / HTTP/1.1\r\nHost: " + host + b"\r\n\r\n"))[0] == 502
     assert (await stage.ask(GET))[1] == b"ok", "the subdomain serves as well"
     del stage.gate.domains["app.example.com"]
