@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 
 import pytest
@@ -45,10 +46,9 @@ async def test_a_guest_hears_who_asks_and_what(stage: Stage) -> None:
 
     await stage.guest(guest)
     assert await stage.ask(GET) == (OK[:-2], b"ok")
-    assert heard == [
-        b"GET /x HTTP/1.1\r\nHost: App.hatch.local:9090\r\nX-Forwarded-Host: App.hatch.local:9090\r\n"
-        b"X-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\n\r\n"
-    ]
+    told, _, named = heard[0].partition(b"X-Request-Id: ")
+    assert told == b"GET /x HTTP/1.1\r\nHost: App.hatch.local:9090\r\nX-Forwarded-Host: App.hatch.local:9090\r\n"
+    assert re.fullmatch(rb"[0-9a-f]{12}-1\r\nX-Forwarded-For: 127.0.0.1\r\nX-Forwarded-Proto: http\r\n\r\n", named)
 
 
 async def test_connections_are_kept_on_both_sides(stage: Stage) -> None:

@@ -38,6 +38,20 @@ def _duration(value: object) -> float:
     raise ValueError("write it like 30s, 5m or 1h30m")
 
 
+def _share(value: object) -> float:
+    """`off`, `on`, or a share from 0 to 1."""
+    text = str(value).strip().lower()
+    share = {"off": 0.0, "on": 1.0}.get(text)
+    if share is None:
+        try:
+            share = float(text)
+        except ValueError:
+            share = -1.0
+    if not 0 <= share <= 1:
+        raise ValueError("must be off, on, or a share of the requests from 0 to 1, like 0.01")
+    return share
+
+
 def _positive(value: float) -> float:
     if value <= 0:
         raise ValueError("must be longer than 0s")
@@ -130,6 +144,9 @@ Interface = Annotated[IPv4Interface, BeforeValidator(_interface)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
+Share = Annotated[float, BeforeValidator(_share)]
+
+
 class Config(BaseSettings):
     """Every variable, its default and its meaning."""
 
@@ -175,6 +192,7 @@ class Config(BaseSettings):
     proxy_wake_timeout: Duration = 30.0
     wake_timeout: Duration = 120.0
     stream_idle_timeout: Duration = 900.0
+    access_log: Share = 0.0
     auth_verify_url: SecretStr | None = None
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["json", "console"] | None = None

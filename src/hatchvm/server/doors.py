@@ -17,6 +17,7 @@ from hatchvm.api.app import create_app
 from hatchvm.base import tasks
 from hatchvm.base.errors import Unavailable
 from hatchvm.domain.lifecycle import State
+from hatchvm.edge.http.counters import RouteCounters
 from hatchvm.edge.http.server import ProxyServer
 from hatchvm.edge.ssh.gateway import SSHGateway
 from hatchvm.server.config import Config
@@ -54,7 +55,10 @@ async def opened(built: Built, config: Config, say: Say) -> AsyncIterator[asynci
         base_domains=config.base_domain,
         wake_timeout_s=config.proxy_wake_timeout,
         stream_idle_timeout_s=config.stream_idle_timeout,
+        access_log=config.access_log,
     )
+    counters = RouteCounters(proxy.ledger, built.gate)
+    metrics.REGISTRY.register(counters)
     with _naming("HATCH_HTTP_ADDR", config.http_addr):
         listener = _listen(*config.http_addr)
     with listener:
@@ -72,6 +76,7 @@ async def opened(built: Built, config: Config, say: Say) -> AsyncIterator[asynci
         try:
             yield task
         finally:
+            metrics.REGISTRY.unregister(counters)
             server.should_exit = True
             await asyncio.wait([task])
             await tasks.cancel_and_wait(following)

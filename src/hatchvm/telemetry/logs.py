@@ -44,6 +44,7 @@ SSH_FRONT_STARTED: Final = "ssh front started"
 SSH_LOGIN: Final = "ssh front: login"
 SSH_LOGIN_REFUSED: Final = "ssh front: login refused"
 GUEST_NOT_PUT_RIGHT: Final = "guest not put right after its wake"
+REQUEST: Final = "request"
 STARTED: Final = "hatch started"
 STOPPED: Final = "hatch stopped"
 

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from hatchvm.edge.http.proto.phase import Phase
 from hatchvm.edge.http.proto.refusal import Refusal
-from hatchvm.edge.http.proto.relay import Phase
 from hatchvm.edge.http.proto.request import Request
 from hatchvm.testing.edge.relay import (
     AbortClient,
@@ -25,7 +25,7 @@ from hatchvm.testing.edge.relay import (
 
 HOST = b"Host: app.hatch.local\r\n"
 SEEN = b"X-Forwarded-For: 192.0.2.7\r\n"  # what the guest is told of the client
-ADDED = b"X-Forwarded-Host: app.hatch.local\r\n" + SEEN + b"\r\n"
+ADDED = b"X-Forwarded-Host: app.hatch.local\r\nX-Request-Id: r-1\r\n" + SEEN + b"\r\n"
 GET = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
 GET_SENT = SendUpstream(b"GET / HTTP/1.1\r\n" + HOST + ADDED)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

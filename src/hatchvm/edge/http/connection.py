@@ -13,6 +13,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Iterator
+from itertools import count
+from secrets import token_hex
 from typing import Final, Protocol, cast
 
 from hatchvm.base import errors, tasks
@@ -20,9 +23,11 @@ from hatchvm.base.clock import Clock
 from hatchvm.domain.route import Route
 from hatchvm.edge.http.connector import Connector
 from hatchvm.edge.http.hosts import Hosts
+from hatchvm.edge.http.ledger import Ledger
 from hatchvm.edge.http.limits import Limits
+from hatchvm.edge.http.proto.phase import Phase
 from hatchvm.edge.http.proto.refusal import Refusal
-from hatchvm.edge.http.proto.relay import Phase, Relay
+from hatchvm.edge.http.proto.relay import Relay
 from hatchvm.edge.http.proto.request import Request
 from hatchvm.edge.http.upstream import Upstream
 from hatchvm.ports.gate import Gate, Hold
@@ -35,6 +40,15 @@ _SPLICE: Final = Phase.SPLICE
 _RESET: Final = b"\x01\x00\x00\x00\x00\x00\x00\x00"
 
 
+#: What logs call an exchange whose client went before it got an answer.
+_CLIENT_LEFT: Final = 499
+
+
+def _ids() -> Iterator[bytes]:
+    """Request ids of one connection: `3f9a0c51d2e8-1`, `-2`, …"""
+    return map((token_hex(6).encode() + b"-%x").__mod__, count(1))
+
+
 class House(Protocol):
     """What every connection of one proxy shares."""
 
@@ -43,6 +57,7 @@ class House(Protocol):
     limits: Limits
     clock: Clock
     hosts: Hosts
+    ledger: Ledger
 
     def opened(self, connection: ClientConnection) -> None: ...
 
@@ -57,7 +72,12 @@ class ClientConnection(asyncio.Protocol):
         self._now = house.clock.monotonic
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
         self._relay = Relay(self)
+        self._request: Request | None = None
         self._route: Route | None = None
+        self._bytes_in = 0  # of the exchange under way
+        self._bytes_out = 0
+        self._began = 0.0
+        self._woke = False
         self._hold: Hold | None = None
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[Upstream] | None = None
@@ -74,7 +94,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)
         self._peer = (transport.get_extra_info("peername") or ("unknown",))[0]  # None: it has gone already
         forwarded = f"X-Forwarded-For: {self._peer}\r\nX-Forwarded-Proto: http\r\n"
-        self._relay.client_made(forwarded.encode())
+        self._relay.client_made(forwarded.encode(), _ids())
         # A client that vanished without a word must not keep a silent stream for ever.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         self._house.opened(self)
@@ -165,6 +185,10 @@ class ClientConnection(asyncio.Protocol):
 
     def begin(self, request: Request) -> None:
         house = self._house
+        self._request = request
+        self._began = self._now()
+        self._bytes_in = self._bytes_out = 0
+        self._woke = False
         try:
             route = self._route = house.hosts.route(request.host)
             # The hold comes before the question: a suspend under way sees it and is taken back.
@@ -186,6 +210,7 @@ class ClientConnection(asyncio.Protocol):
 
     def send_upstream(self, data: bytes) -> None:
         if self._upstream:
+            self._bytes_in += len(data)
             self._upstream.write(data)
 
     def end_upstream(self) -> None:
@@ -194,6 +219,7 @@ class ClientConnection(asyncio.Protocol):
 
     def send_client(self, data: bytes) -> None:
         if not self._transport.is_closing():
+            self._bytes_out += len(data)
             self._transport.write(data)
 
     def end_client(self) -> None:
@@ -208,7 +234,13 @@ class ClientConnection(asyncio.Protocol):
         hold, self._hold = self._hold, None
         if hold:
             hold.release()
-        self._route = None
+        route, self._route = self._route, None
+        status = self._relay.status or _CLIENT_LEFT
+        ledger = self._house.ledger
+        if route:
+            ledger.count(route, status, self._bytes_in, self._bytes_out)
+        if ledger.log_share:
+            self._log(route, status)
 
     def close_client(self, *, linger: bool) -> None:
         if linger:
@@ -226,6 +258,7 @@ class ClientConnection(asyncio.Protocol):
     def _connect(self, *, awake: bool, fresh: bool) -> None:
         assert self._route is not None
         if not awake:
+            self._woke = True
             self._relay.waking()
         work = self._house.connector.connect(self._route, awake=awake, fresh=fresh, by=self._peer)
         self._connecting = tasks.spawn(work, name=f"connect to {self._route.vm_id}")
@@ -270,6 +303,21 @@ class ClientConnection(asyncio.Protocol):
             self._house.connector.give_back(upstream)
         else:
             upstream.close()
+
+    def _log(self, route: Route | None, status: int) -> None:
+        assert self._request is not None
+        self._house.ledger.write(
+            self._request,
+            status,
+            request_id=self._relay.request_id.decode(),
+            route=route and route.id,
+            vm=route and route.vm_id,
+            peer=self._peer,
+            bytes_in=self._bytes_in,
+            bytes_out=self._bytes_out,
+            duration_ms=round((self._now() - self._began) * 1000, 1),
+            woke=self._woke,
+        )
 
     # -- holding and pacing
 

@@ -11,6 +11,7 @@ from hatchvm.base.clock import Clock, SystemClock
 from hatchvm.edge.http.connection import ClientConnection
 from hatchvm.edge.http.connector import Connector
 from hatchvm.edge.http.hosts import Hosts
+from hatchvm.edge.http.ledger import Ledger
 from hatchvm.edge.http.limits import Limits
 from hatchvm.ports.gate import Gate
 
@@ -29,13 +30,16 @@ class ProxyServer:
         wake_timeout_s: float,
         stream_idle_timeout_s: float,
         answer_timeout_s: float = 300.0,
+        access_log: float = 0.0,
         clock: Clock | None = None,
     ) -> None:
         """`base_domains`: lower case, without a leading dot. `answer_timeout_s`: silence before an answer's head.
+        `access_log`: see `Ledger`.
 
         Durations are seconds.
         """
         self.gate = gate
+        self.ledger = Ledger(access_log)
         self.hosts = Hosts(gate, base_domains)
         self.limits = Limits(
             wake_timeout_s=wake_timeout_s,

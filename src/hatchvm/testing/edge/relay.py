@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import TypeAlias
 
+from hatchvm.edge.http.proto.phase import Phase
 from hatchvm.edge.http.proto.refusal import Refusal
-from hatchvm.edge.http.proto.relay import Phase, Relay
+from hatchvm.edge.http.proto.relay import Relay
 from hatchvm.edge.http.proto.request import Request
 
 
@@ -68,7 +70,7 @@ class Conversation:
 
     def __init__(self, *, forwarded: bytes) -> None:
         self._relay = Relay(self)
-        self._relay.client_made(forwarded)
+        self._relay.client_made(forwarded, repeat(b"r-1"))
         self._commands: list[Command] = []
 
     # -- events

@@ -49,8 +49,9 @@ CODING: Final = "transfer-encoding"
 CONNECTION: Final = "connection"
 UPGRADE: Final = "upgrade"
 TE: Final = "te"
+REQUEST_ID: Final = "x-request-id"
 
-_LISTS: Final = frozenset({CONNECTION, UPGRADE, TE})
+_LISTS: Final = frozenset({CONNECTION, UPGRADE, TE, REQUEST_ID})
 
 _HOP_BY_HOP: Final = {
     b"content-length": LENGTH,
@@ -201,7 +202,7 @@ class FieldTable:
 
 
 REQUEST_FIELDS: Final = FieldTable(
-    {**_HOP_BY_HOP, **_IDENTITY, b"host": HOST},
+    {**_HOP_BY_HOP, **_IDENTITY, b"host": HOST, b"x-request-id": REQUEST_ID},
     dropped_prefix=b"x-forwarded-",
 )
 RESPONSE_FIELDS: Final = FieldTable(_HOP_BY_HOP)

@@ -23,32 +23,19 @@ before it knows.
 
 from __future__ import annotations
 
-from enum import Enum, auto
+from collections.abc import Iterator
 from typing import Final
 
 from hatchvm.edge.http.proto.body import Body, body_of
 from hatchvm.edge.http.proto.commands import Out
 from hatchvm.edge.http.proto.fields import CHUNKED, Malformed, refuse_unfinished, take_head
+from hatchvm.edge.http.proto.phase import Phase
 from hatchvm.edge.http.proto.refusal import Refusal
 from hatchvm.edge.http.proto.request import Request, parse_request
 from hatchvm.edge.http.proto.response import SWITCHING, Response, parse_response
 
 #: More input than this that cannot be used yet, and the client is not read any more.
 _BACKLOG_BYTES: Final = 64 * 1024
-
-
-class Phase(Enum):
-    """Where the conversation is."""
-
-    IDLE = auto()  # between requests
-    HEAD = auto()  # part of a request's head is here
-    WAITING = auto()  # for a connection to the guest
-    WAKING = auto()  # likewise, and the VM sleeps
-    ANSWER = auto()  # the request is on its way, the answer's head is not complete
-    STREAM = auto()  # the answer's body flows
-    SPLICE = auto()  # another protocol's bytes flow both ways
-    LINGER = auto()  # answered; what still comes is forgotten
-    CLOSED = auto()
 
 
 # Reading a member of an enumeration costs as much as a call; these are read on every event.
@@ -72,6 +59,9 @@ class Relay:
         self._seen = b"\r\n"  # what ends every head: who the client is, and the blank line
         self._keep = True  # the client's connection outlives the exchange
         self._input = b""  # from the client, not usable yet
+        self._ids: Iterator[bytes] = iter(())
+        self.request_id = b""  # of the last request
+        self.status = 0  # of the final answer to it; 0 while it has none
         self._serving = False  # heads are being taken from the input
         self._client_ended = False
         self._request: Request | None = None
@@ -97,9 +87,10 @@ class Relay:
 
     # -- the client's side
 
-    def client_made(self, forwarded: bytes) -> None:
-        """`forwarded`: whole header lines that tell guests who the client is."""
+    def client_made(self, forwarded: bytes, ids: Iterator[bytes]) -> None:
+        """`forwarded`: whole header lines that tell guests who the client is. `ids`: for requests that have none."""
         self._seen = forwarded + b"\r\n"
+        self._ids = ids
 
     def client_data(self, data: bytes) -> None:
         phase = self.phase
@@ -158,11 +149,12 @@ class Relay:
         self._reused = reused
         self._output = b""
         self._heard = False
+        head = request.head + b"X-Request-Id: " + self.request_id + b"\r\n" + self._seen
         if self._body and self._input:
             data, self._input = self._input, b""
-            self._pass_body(data, head=request.head + self._seen)
+            self._pass_body(data, head=head)
         else:
-            self._out.send_upstream(request.head + self._seen)
+            self._out.send_upstream(head)
         if self._client_ended and self.phase is _ANSWER:
             self._client_done()
 
@@ -245,6 +237,8 @@ class Relay:
                 self._keep = self._keep and request.keep_alive
                 self._body = body_of(request.length) if request.length else None
                 self._body_started = self._answered = False
+                self.status = 0
+                self.request_id = request.id or next(self._ids)
                 self._out.begin(request)
         except Malformed as error:
             self._reject(Refusal(status=error.status, sentence=error.sentence))
@@ -303,6 +297,7 @@ class Relay:
             self._start_splice(response, rest)
             return
         self._answered = True
+        self.status = response.status
         length = response.length
         ends_with_connection = length is None or (request.old and length == CHUNKED)
         # An answer that overtakes its request: the client may go on sending, so nothing can follow on this connection.
@@ -361,6 +356,7 @@ class Relay:
             return
         self.phase = _SPLICE
         self._answered = True
+        self.status = SWITCHING
         self._upstream_ended = False
         self._out.send_client(response.head + b"\r\n" + rest)
         data, self._input = self._input, b""
@@ -390,6 +386,7 @@ class Relay:
         request = self._expect_request()
         self._keep = self._keep and not self._body
         answer = refusal.answer(close=not self._keep, bodiless=request.method == b"HEAD")
+        self.status = refusal.status
         self._request = None
         self._out.finish(reuse=False)
         self._out.send_client(answer)

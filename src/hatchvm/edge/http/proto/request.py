@@ -12,6 +12,7 @@ from hatchvm.edge.http.proto.fields import (
     REMEMBERED,
     REMEMBERED_BYTES,
     REQUEST_FIELDS,
+    REQUEST_ID,
     TE,
     TOKEN,
     UPGRADE,
@@ -24,6 +25,7 @@ from hatchvm.edge.http.proto.fields import (
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 _SLASH: Final = ord("/")
 _TARGET: Final = re.compile(rb"[\x21-\x7e]+")
+_ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _START_LINE: Final = re.compile(rb"(%b) (%b) (HTTP/1\.[01])" % (TOKEN.pattern, _TARGET.pattern))
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
@@ -32,10 +34,13 @@ _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
 class Fields:
     """What the relay knows of a request's field lines. Never changed: requests share it."""
 
-    __slots__ = ("block", "host", "keep_alive", "length", "upgrade")
+    __slots__ = ("block", "host", "id", "keep_alive", "length", "upgrade")
 
-    def __init__(self, host: bytes, block: bytes, length: int, *, keep_alive: bool, upgrade: bool) -> None:
+    def __init__(
+        self, host: bytes, block: bytes, length: int, *, request_id: bytes, keep_alive: bool, upgrade: bool
+    ) -> None:
         self.host = host
+        self.id = request_id
         self.block = block  # for the guest, from the end of the first line to that of the last
         self.length = length
         self.keep_alive = keep_alive
@@ -44,9 +49,9 @@ class Fields:
 
 class Request:
     """What the relay knows of a request. `head` is ready for the guest but for the lines that tell who the client is,
-    and the blank line."""
+    the request's id, and the blank line."""
 
-    __slots__ = ("head", "host", "idempotent", "keep_alive", "length", "method", "old", "target", "upgrade")
+    __slots__ = ("head", "host", "id", "idempotent", "keep_alive", "length", "method", "old", "target", "upgrade")
 
     def __init__(self, method: bytes, target: bytes, head: bytes, old: bool, fields: Fields) -> None:
         self.method = method
@@ -55,6 +60,7 @@ class Request:
         self.idempotent = method in _IDEMPOTENT
         self.old = old  # HTTP/1.0: no chunks, no interim answers
         self.host = fields.host  # as the client wrote it; empty if there was none
+        self.id = fields.id  # which its client gave it; empty if it gave none, or an odd one
         self.length = fields.length  # bytes of body; CHUNKED if it tells its length itself
         self.keep_alive = fields.keep_alive
         self.upgrade = fields.upgrade  # a 101 is welcome
@@ -86,6 +92,9 @@ def _fields(block: bytes, old: bool) -> Fields:
     if old and length == CHUNKED:
         raise Malformed("Transfer-Encoding in an HTTP/1.0 request")
     upgrade = not old and b"upgrade" in options and UPGRADE in values
+    request_id = values.pop(REQUEST_ID, b"")
+    if not _ID.fullmatch(request_id):
+        request_id = b""
     lines = [b"" if named is None else b"\r\nHost: " + host, *found.kept]
     if values:
         lines += _hop_lines(found, length, upgrade=upgrade)
@@ -94,6 +103,7 @@ def _fields(block: bytes, old: bool) -> Fields:
         host,
         b"\r\n".join(lines),
         length or 0,
+        request_id=request_id,
         keep_alive=b"close" not in options and (not old or b"keep-alive" in options),
         upgrade=upgrade,
     )
