@@ -35,6 +35,7 @@ GOOD: Final[dict[str, tuple[str, object]]] = {
     "HATCH_PROXY_ADDR": (":0", ("0.0.0.0", 0)),
     "HATCH_BASE_DOMAIN": ("Hatch.Example.com., x", ("hatch.example.com", "x")),
     "HATCH_DNS_SERVER": ("[2001:db8::53]:5353", ("2001:db8::53", 5353)),
+    "HATCH_ACCESS_LOG": ("0.01", 0.01),
     "HATCH_DATA_DIR": ("/d", Path("/d")),
     "HATCH_CACHE_DIR": ("/c", Path("/c")),
     "DATABASE_URL": ("sqlite:////x.db", "sqlite:////x.db"),
@@ -81,6 +82,7 @@ GOOD: Final[dict[str, tuple[str, object]]] = {
 BAD: Final[dict[str, list[str]]] = {
     "HATCH_HTTP_ADDR": ["8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", ":-1", ":²"],
     "HATCH_PROXY_ADDR": ["9090"],
+    "HATCH_ACCESS_LOG": ["yes", "1.5", "-1", "nan"],
     "HATCH_BASE_DOMAIN": [",", "a..b", "-a", "a_b", "a b", "http://a", "x" * 64, "ä"],
     "HATCH_DNS_SERVER": [
         "ns.example.com",
