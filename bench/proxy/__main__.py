@@ -1,0 +1,108 @@
+"""`make bench-proxy`: CPU time per request and requests a second, against other proxies in the same rounds.
+
+The proxy has one core, load and guests the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pstats
+import resource
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.proxy.cases import CASES, Case
+from bench.proxy.measure import Sample, measure, profile
+from bench.proxy.peers import PEERS, missing
+from bench.report import FOLDER, Row, machine, median, save
+
+_BASE: Final = "nginx"
+_OURS: Final = "hatch"
+_PROFILE_LINES: Final = 40
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(prog="python -m bench.proxy", description=__doc__)
+    options.add_argument("--peers", nargs="+", choices=PEERS, default=[_BASE, _OURS], help="besides nginx")
+    options.add_argument("--all", action="store_true", help="all peers")
+    options.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    options.add_argument("--rounds", type=int, default=7)
+    options.add_argument("--seconds", type=int, default=2, help="of load for each turn")
+    options.add_argument("--profile", action="store_true", help="instead: where Hatch's Python spends its time")
+    asked = options.parse_args()
+    wanted = [peer for peer in PEERS if asked.all or peer in asked.peers or peer == _BASE]
+    peers = [peer for peer in wanted if not missing(peer)]
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    if asked.profile:
+        for name in asked.cases:
+            _profile(name, seconds=asked.seconds)
+        return
+    found: dict[str, dict[str, list[Sample]]] = {}
+    for name in asked.cases:
+        with tempfile.TemporaryDirectory(prefix="hatchvm-bench-") as folder:
+            found[name] = measure(CASES[name], peers, Path(folder), rounds=asked.rounds, seconds=asked.seconds)
+        _show(name, found[name])
+    save("proxy", [row for name, samples in found.items() for row in _rows(CASES[name], samples)])
+    _table(peers, found)
+
+
+def _profile(name: str, *, seconds: int) -> None:
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    into = FOLDER / f"proxy-{name}.prof"
+    with tempfile.TemporaryDirectory(prefix="hatchvm-bench-") as folder:
+        profile(CASES[name], Path(folder), into, seconds=seconds)
+    pstats.Stats(str(into)).sort_stats("tottime").print_stats(_PROFILE_LINES)
+
+
+def _show(name: str, samples: Mapping[str, list[Sample]]) -> None:
+    figures = [f"{peer} {_ratio(samples, peer):.2f} ({_cpu_us(taken):.1f} us)" for peer, taken in samples.items()]
+    print(f"{name}: {', '.join(figures)}", flush=True)
+
+
+def _table(peers: Sequence[str], found: Mapping[str, Mapping[str, list[Sample]]]) -> None:
+    title = f"CPU per request against {_BASE} (µs; requests/s) ({machine()})"
+    table = Table(title=title, title_justify="left")
+    table.add_column("case")
+    for peer in peers:
+        table.add_column(peer, justify="right")
+    for name, samples in found.items():
+        cells = [
+            f"{_ratio(samples, peer):.2f} ({_cpu_us(samples[peer]):.1f}; {_rate(samples[peer]):.0f})" for peer in peers
+        ]
+        table.add_row(CASES[name].title, *cells)
+    Console(width=40 + 24 * len(peers)).print(table)
+
+
+def _rows(case: Case, samples: Mapping[str, list[Sample]]) -> list[Row]:
+    rows = []
+    for peer, taken in samples.items():
+        if peer != _OURS and _OURS in samples:
+            ratio = _ratio(samples, _OURS, against=peer)
+            rows.append(Row(f"{case.title}: hatch's CPU against {peer}", ratio, "ratio", case.goals.get(peer)))
+        rows.append(Row(f"{case.title}: CPU of {peer}", _cpu_us(taken), "µs/request"))
+        rows.append(Row(f"{case.title}: {peer}", _rate(taken), "requests/s"))
+    return rows
+
+
+def _ratio(samples: Mapping[str, list[Sample]], peer: str, against: str = _BASE) -> float:
+    """The median over rounds of a round's ratio."""
+    pairs = zip(samples[peer], samples[against], strict=True)
+    return median([ours.cpu_us / theirs.cpu_us for ours, theirs in pairs])
+
+
+def _cpu_us(samples: Sequence[Sample]) -> float:
+    return median([sample.cpu_us for sample in samples])
+
+
+def _rate(samples: Sequence[Sample]) -> float:
+    return median([sample.rate for sample in samples])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,52 @@
+"""What is measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Final
+
+from hatchvm.base.units import MIB
+
+KIB: Final = 1024
+
+_PLAIN: Final = MappingProxyType({"nginx": 1.4, "traefik": 1 / 3.5, "caddy": 1 / 5})
+_LARGE: Final = MappingProxyType({"nginx": 1.0})
+#: VMs that many routes lead to.
+_MANY_VMS: Final = 16
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """`load`: a kind of load.lua, or `echo`. `size`: bytes of the body, or of a WebSocket message's payload.
+
+    `goals`: Hatch's CPU time per request at most, as a multiple of that peer's.
+    """
+
+    title: str
+    load: str
+    path: str = "/1k"
+    connections: int = 64
+    size: int = KIB
+    routes: int = 1
+    goals: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def vms(self) -> int:
+        return min(self.routes, _MANY_VMS)
+
+    @property
+    def own_upstream(self) -> bool:
+        """Served by `upstream.py`, as nginx answers a request before it has read its body."""
+        return self.load in ("upload", "echo")
+
+
+CASES: Final[Mapping[str, Case]] = {
+    "plain": Case(title="1 KiB, 64 connections", load="same", goals=_PLAIN),
+    "plain512": Case(title="1 KiB, 512 connections", load="same", connections=512, goals=_PLAIN),
+    "varied": Case(title="1 KiB, no two heads the same", load="varied", path="/varied/0", goals=_PLAIN),
+    "browser": Case(title="1 KiB, a browser's heads, varied", load="browser", path="/varied/0"),
+    "64k": Case(title="64 KiB, 64 connections", load="same", path="/64k", size=64 * KIB, goals=_LARGE),
+    "10m": Case(title="10 MiB, 8 connections", load="same", path="/10m", size=10 * MIB, connections=8, goals=_LARGE),
+}
