@@ -18,7 +18,7 @@ from rich.table import Table
 
 from bench.proxy.cases import CASES, Case
 from bench.proxy.measure import Sample, measure, profile
-from bench.proxy.peers import PEERS, missing
+from bench.proxy.peers import PEERS
 from bench.report import FOLDER, Row, machine, median, save
 
 _BASE: Final = "nginx"
@@ -36,7 +36,7 @@ def main() -> None:
     options.add_argument("--profile", action="store_true", help="instead: where Hatch's Python spends its time")
     asked = options.parse_args()
     wanted = [peer for peer in PEERS if asked.all or peer in asked.peers or peer == _BASE]
-    peers = [peer for peer in wanted if not missing(peer)]
+    peers = [peer for peer in wanted if not PEERS[peer].missing]
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     if asked.profile:
@@ -46,7 +46,8 @@ def main() -> None:
     found: dict[str, dict[str, list[Sample]]] = {}
     for name in asked.cases:
         with tempfile.TemporaryDirectory(prefix="hatchvm-bench-") as folder:
-            found[name] = measure(CASES[name], peers, Path(folder), rounds=asked.rounds, seconds=asked.seconds)
+            able = [peer for peer in peers if name not in PEERS[peer].cannot]
+            found[name] = measure(CASES[name], able, Path(folder), rounds=asked.rounds, seconds=asked.seconds)
         _show(name, found[name])
     save("proxy", [row for name, samples in found.items() for row in _rows(CASES[name], samples)])
     _table(peers, found)
@@ -72,11 +73,14 @@ def _table(peers: Sequence[str], found: Mapping[str, Mapping[str, list[Sample]]]
     for peer in peers:
         table.add_column(peer, justify="right")
     for name, samples in found.items():
-        cells = [
-            f"{_ratio(samples, peer):.2f} ({_cpu_us(samples[peer]):.1f}; {_rate(samples[peer]):.0f})" for peer in peers
-        ]
-        table.add_row(CASES[name].title, *cells)
+        table.add_row(CASES[name].title, *(_cell(name, samples, peer) for peer in peers))
     Console(width=40 + 24 * len(peers)).print(table)
+
+
+def _cell(name: str, samples: Mapping[str, list[Sample]], peer: str) -> str:
+    if peer not in samples:
+        return PEERS[peer].cannot[name]
+    return f"{_ratio(samples, peer):.2f} ({_cpu_us(samples[peer]):.1f}; {_rate(samples[peer]):.0f})"
 
 
 def _rows(case: Case, samples: Mapping[str, list[Sample]]) -> list[Row]:

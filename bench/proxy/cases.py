@@ -37,8 +37,8 @@ class Case:
         return min(self.routes, _MANY_VMS)
 
     @property
-    def own_upstream(self) -> bool:
-        """Served by `upstream.py`, as nginx answers a request before it has read its body."""
+    def own_guest(self) -> bool:
+        """Served by `guest.py`: nginx would answer before it has read a body."""
         return self.load in ("upload", "echo")
 
 
@@ -49,4 +49,11 @@ CASES: Final[Mapping[str, Case]] = {
     "browser": Case(title="1 KiB, a browser's heads, varied", load="browser", path="/varied/0"),
     "64k": Case(title="64 KiB, 64 connections", load="same", path="/64k", size=64 * KIB, goals=_LARGE),
     "10m": Case(title="10 MiB, 8 connections", load="same", path="/10m", size=10 * MIB, connections=8, goals=_LARGE),
+    "upload": Case(title="POST 4 KiB, 64 connections", load="upload", path="/", size=4 * KIB),
+    "upload10m": Case(
+        title="POST 10 MiB, 8 connections", load="upload", path="/", size=10 * MIB, connections=8, goals=_LARGE
+    ),
+    "echo": Case(title="WebSocket echo of 64 bytes, 64 connections", load="echo", path="/", size=64),
+    "routes1k": Case(title="1 KiB, 1,000 routes", load="hosts", routes=1000),
+    "routes100k": Case(title="1 KiB, 100,000 routes", load="hosts", routes=100_000),
 }

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -46,15 +47,20 @@ def guests(case: Case, folder: Path) -> Iterator[list[int]]:
     """As many servers as the case has VMs; their ports."""
     folder.mkdir()
     ports = _free_ports(case.vms)
+    own = [sys.executable, "-m", "bench.proxy.guest", str(ports[0])]
+    argv = own if case.own_guest else _nginx(folder, ports)
+    with running(argv, core=LOAD_CORE, port=ports[0], log=folder / "log"):
+        yield ports
+
+
+def _nginx(folder: Path, ports: Sequence[int]) -> list[str]:
     for file in CASES.values():
         if file.load == "same" and file.size > KIB:
             (folder / file.path.lstrip("/")).write_bytes(b"x" * file.size)
     listen = "\n".join(f"        listen 127.0.0.1:{port} backlog=4096;" for port in ports)
     config = folder / "nginx.conf"
     config.write_text(_NGINX.format(folder=folder, listen=listen, body="x" * KIB))
-    argv = ["nginx", "-c", str(config), "-p", str(folder)]
-    with running(argv, core=LOAD_CORE, port=ports[0], log=folder / "log"):
-        yield ports
+    return ["nginx", "-c", str(config), "-p", str(folder)]
 
 
 def _free_ports(count: int) -> list[int]:
