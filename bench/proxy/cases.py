@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Final
+from typing import Any, Final
 
 from hatchvm.base.units import MIB
 
@@ -13,6 +13,7 @@ KIB: Final = 1024
 
 _PLAIN: Final = MappingProxyType({"nginx": 1.4, "traefik": 1 / 3.5, "caddy": 1 / 5})
 _LARGE: Final = MappingProxyType({"nginx": 1.0})
+_HUGE: Final[Any] = {"size": 10 * MIB, "connections": 4, "stretch": 2, "goals": _LARGE}
 #: VMs that many routes lead to.
 _MANY_VMS: Final = 16
 
@@ -21,6 +22,7 @@ _MANY_VMS: Final = 16
 class Case:
     """`load`: a kind of load.lua, or `echo`. `size`: bytes of the body, or of a WebSocket message's payload.
 
+    `stretch`: a turn is that many times longer, so that the requests it cuts off at its end are few among the others.
     `goals`: Hatch's CPU time per request at most, as a multiple of that peer's.
     """
 
@@ -30,6 +32,7 @@ class Case:
     connections: int = 64
     size: int = KIB
     routes: int = 1
+    stretch: int = 1
     goals: Mapping[str, float] = field(default_factory=dict)
 
     @property
@@ -48,11 +51,9 @@ CASES: Final[Mapping[str, Case]] = {
     "varied": Case(title="1 KiB, no two heads the same", load="varied", path="/varied/0", goals=_PLAIN),
     "browser": Case(title="1 KiB, a browser's heads, varied", load="browser", path="/varied/0"),
     "64k": Case(title="64 KiB, 64 connections", load="same", path="/64k", size=64 * KIB, goals=_LARGE),
-    "10m": Case(title="10 MiB, 8 connections", load="same", path="/10m", size=10 * MIB, connections=8, goals=_LARGE),
+    "10m": Case(title="10 MiB, 4 connections", load="same", path="/10m", **_HUGE),
     "upload": Case(title="POST 4 KiB, 64 connections", load="upload", path="/", size=4 * KIB),
-    "upload10m": Case(
-        title="POST 10 MiB, 8 connections", load="upload", path="/", size=10 * MIB, connections=8, goals=_LARGE
-    ),
+    "upload10m": Case(title="POST 10 MiB, 4 connections", load="upload", path="/", **_HUGE),
     "echo": Case(title="WebSocket echo of 64 bytes, 64 connections", load="echo", path="/", size=64),
     "routes1k": Case(title="1 KiB, 1,000 routes", load="hosts", routes=1000),
     "routes100k": Case(title="1 KiB, 100,000 routes", load="hosts", routes=100_000),

@@ -1,6 +1,7 @@
 """Hatch's proxy in a process of its own: the real `ProxyServer` over the real `HouseGate`, before guests on loopback.
 
-Only what lies behind the gate's `dial` is left out: a guest is a loopback port.
+Only what lies behind the gate's `dial` is left out: a guest is a loopback port. Routes can be added while it runs, see
+`_add_routes`.
 """
 
 from __future__ import annotations
@@ -10,18 +11,22 @@ import asyncio
 import cProfile
 import signal
 import socket
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, cast
+from typing import Any, Final, cast
 
 from bench.proxy.layout import BASE, Layout
-from hatchvm.base import ids
+from hatchvm.base import ids, tasks
 from hatchvm.base.clock import SystemClock
 from hatchvm.base.errors import Upstream
 from hatchvm.control.context import Context
 from hatchvm.control.events import Bus
 from hatchvm.control.gate import HouseGate
 from hatchvm.control.owner import Owners
+from hatchvm.control.routes import RouteCases
 from hatchvm.control.table import RouteTable
+from hatchvm.domain.image import Boot, Image
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.route import Route
 from hatchvm.domain.vm import VM, VMSpec
@@ -51,58 +56,73 @@ class LoopbackNode:
         return sock
 
 
-def house(layout: Layout, data: Path) -> Context:
-    """A control plane with the layout's routes; its VMs run."""
-    clock, node = SystemClock(), LoopbackNode()
-    ctx = Context(
-        store=SqlStore(f"sqlite:///{data}/hatch.db"),  # never opened: a request does not come near it
-        node=cast(Node, node),
-        clock=clock,
-        bus=Bus(clock),
-        owners=Owners(),
-        routes=RouteTable(),
-        settings=SETTINGS,
-        port_is_free=lambda port: True,
-    )
-    now = clock.now()
-    vms = []
-    for port in layout.vms:
-        spec = VMSpec(image_id=ids.new(ids.IMAGE))
-        vm = VM(
-            id=ids.new(ids.VM),
-            spec=spec,
-            state=State.RUNNING,
-            node_id="node-1",
-            created_at=now,
-            updated_at=now,
-            guest_ip="10.0.2.15",
-        )
-        node.ports[vm.id] = port
-        ctx.own(vm)
-        vms.append(vm.id)
+def table(layout: Layout, vm_ids: Sequence[str]) -> RouteTable:
+    """The layout's routes."""
+    now, routes = SystemClock().now(), RouteTable()
     for number in range(layout.routes):
         route = Route(
             id=ids.new(ids.ROUTE),
-            vm_id=vms[number % len(vms)],
+            vm_id=vm_ids[number % len(vm_ids)],
             subdomain=layout.label(number),
             target_port=_GUEST_PORT,
             auto_wake=True,
             created_at=now,
             updated_at=now,
         )
-        ctx.routes.put(route)
+        routes.put(route)
+    return routes
+
+
+async def house(layout: Layout, data: Path) -> Context:
+    """A control plane with the layout's routes; its VMs run. A request does not come near its database."""
+    clock, node, image = SystemClock(), LoopbackNode(), ids.new(ids.IMAGE)
+    node.ports = {ids.new(ids.VM): port for port in layout.vms}
+    ctx = Context(
+        store=SqlStore(f"sqlite:///{data}/hatch.db"),
+        node=cast(Node, node),
+        clock=clock,
+        bus=Bus(clock),
+        owners=Owners(),
+        routes=table(layout, list(node.ports)),
+        settings=SETTINGS,
+        port_is_free=lambda port: True,
+    )
+    now = clock.now()
+    boot = Boot(kernel=Path("/kernel"), initrd=None, rootfs=None, rootfs_format="raw", boot_args="")
+    await ctx.store.open()
+    async with ctx.store.begin() as tx:
+        await tx.images.insert(Image(id=image, name=None, boot=boot, digest="", size_bytes=0, created_at=now))
+        for vm_id in node.ports:
+            spec = VMSpec(image_id=image)
+            at: Any = {"created_at": now, "updated_at": now, "guest_ip": "10.0.2.15", "node_id": "node-1"}
+            vm = VM(id=vm_id, spec=spec, state=State.RUNNING, **at)
+            await tx.vms.insert(vm)
+            ctx.own(vm)
     return ctx
 
 
 async def serve(layout: Layout, data: Path) -> None:
     """Serve until SIGTERM."""
-    ctx = house(layout, data)
+    ctx = await house(layout, data)
     proxy = ProxyServer(HouseGate(ctx), base_domains=[BASE], wake_timeout_s=30, stream_idle_timeout_s=900)
-    ended = asyncio.Event()
-    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ended.set)
+    ended, loop = asyncio.Event(), asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGTERM, ended.set)
+    orders = asyncio.StreamReader()
+    await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(orders), sys.stdin)
     await proxy.start("127.0.0.1", layout.port)
+    obeying = tasks.spawn(_add_routes(ctx, orders), name="orders")
     await ended.wait()
+    await tasks.cancel_and_wait(obeying)
     await proxy.close()
+    await ctx.store.close()
+
+
+async def _add_routes(ctx: Context, orders: asyncio.StreamReader) -> None:
+    """Every line that comes is a subdomain to be routed to the first VM. The answer is a line, once that is done."""
+    routes, vm_id = RouteCases(ctx), next(iter(ctx.owners)).vm.id
+    async for line in orders:
+        await routes.create(vm_id, subdomain=line.decode().strip(), target_port=_GUEST_PORT, auto_wake=True)
+        print("done", flush=True)
 
 
 def main() -> None:

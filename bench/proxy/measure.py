@@ -63,7 +63,7 @@ def measure(case: Case, peers: Sequence[str], folder: Path, *, rounds: int, seco
         for number in range(rounds):
             for peer in peers if number % 2 else reversed(peers):
                 before = cpu_s(pids[peer])
-                requests, took_s = _load(case, ports[peer], seconds)
+                requests, took_s = _load(case, ports[peer], seconds * case.stretch)
                 samples[peer].append(Sample(requests, took_s, cpu_s(pids[peer]) - before))
     return samples
 
