@@ -48,8 +48,9 @@ class Case:
 CASES: Final[Mapping[str, Case]] = {
     "plain": Case(title="1 KiB, 64 connections", load="same", goals=_PLAIN),
     "plain512": Case(title="1 KiB, 512 connections", load="same", connections=512, goals=_PLAIN),
+    "paths": Case(title="1 KiB, a browser's heads, only paths differ", load="paths"),
     "varied": Case(title="1 KiB, no two heads the same", load="varied", path="/varied/0", goals=_PLAIN),
-    "browser": Case(title="1 KiB, a browser's heads, varied", load="browser", path="/varied/0"),
+    "browser": Case(title="1 KiB, a browser's heads, cookies differ", load="browser", path="/varied/0"),
     "64k": Case(title="64 KiB, 64 connections", load="same", path="/64k", size=64 * KIB, goals=_LARGE),
     "10m": Case(title="10 MiB, 4 connections", load="same", path="/10m", **_HUGE),
     "upload": Case(title="POST 4 KiB, 64 connections", load="upload", path="/", size=4 * KIB),

@@ -118,11 +118,10 @@ async def serve(layout: Layout, data: Path) -> None:
 
 
 async def _add_routes(ctx: Context, orders: asyncio.StreamReader) -> None:
-    """Every line that comes is a subdomain to be routed to the first VM. The answer is a line, once that is done."""
+    """Every line that comes is a subdomain to be routed to the first VM."""
     routes, vm_id = RouteCases(ctx), next(iter(ctx.owners)).vm.id
     async for line in orders:
         await routes.create(vm_id, subdomain=line.decode().strip(), target_port=_GUEST_PORT, auto_wake=True)
-        print("done", flush=True)
 
 
 def main() -> None:

@@ -22,7 +22,16 @@ function kinds.upload(base, routes, bytes)
   wrk.body = string.rep("x", bytes)
 end
 
--- No two heads are the same.
+-- As one client asks for one thing after another: only the first line differs.
+function kinds.paths(base)
+  local form = "GET /1k?n=%d HTTP/1.1\r\nHost: r0." .. base .. "\r\n" .. browser .. "\r\n"
+  function request()
+    sent = sent + 1
+    return string.format(form, sent)
+  end
+end
+
+-- No two heads are the same, nor are those of the answers.
 function kinds.varied(base)
   local form = "GET /varied/%d HTTP/1.1\r\nHost: r0." .. base .. "\r\nX-Request-Id: %016x\r\n\r\n"
   function request()

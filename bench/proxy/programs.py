@@ -27,10 +27,10 @@ def pinned(core: int, argv: Sequence[str]) -> list[str]:
 
 @contextlib.contextmanager
 def running(argv: Sequence[str], *, core: int, port: int, log: Path) -> Iterator[subprocess.Popen[str]]:
-    """A server that accepts connections on loopback `port` by now. What it says on its error output goes to `log`."""
+    """A server that accepts connections on loopback `port` by now. What it says goes to `log`."""
     with log.open("w") as said:
         child = subprocess.Popen(
-            pinned(core, argv), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=said, text=True
+            pinned(core, argv), stdin=subprocess.PIPE, stdout=said, stderr=subprocess.STDOUT, text=True
         )
     try:
         _await_port(child, port, log)
@@ -42,9 +42,8 @@ def running(argv: Sequence[str], *, core: int, port: int, log: Path) -> Iterator
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
-        for pipe in (child.stdin, child.stdout):
-            if pipe:
-                pipe.close()
+        if child.stdin:
+            child.stdin.close()
 
 
 def cpu_s(pid: int) -> float:
