@@ -12,7 +12,6 @@ import cProfile
 import signal
 import socket
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -34,9 +33,11 @@ from hatchvm.edge.http.server import ProxyServer
 from hatchvm.ports.node import Node
 from hatchvm.server.main import loop_factory
 from hatchvm.store.store import SqlStore
+from hatchvm.testing.net.resolver import FakeResolver
 from hatchvm.testing.world import SETTINGS
 
 _GUEST_PORT: Final = 80
+_IMAGE: Final = "img-000000000001"
 
 
 class LoopbackNode:
@@ -56,26 +57,9 @@ class LoopbackNode:
         return sock
 
 
-def table(layout: Layout, vm_ids: Sequence[str]) -> RouteTable:
-    """The layout's routes."""
-    now, routes = SystemClock().now(), RouteTable()
-    for number in range(layout.routes):
-        route = Route(
-            id=ids.new(ids.ROUTE),
-            vm_id=vm_ids[number % len(vm_ids)],
-            subdomain=layout.label(number),
-            target_port=_GUEST_PORT,
-            auto_wake=True,
-            created_at=now,
-            updated_at=now,
-        )
-        routes.put(route)
-    return routes
-
-
-async def house(layout: Layout, data: Path) -> Context:
-    """A control plane with the layout's routes; its VMs run. A request does not come near its database."""
-    clock, node, image = SystemClock(), LoopbackNode(), ids.new(ids.IMAGE)
+def context(layout: Layout, data: Path) -> Context:
+    """A control plane with the layout's routes in memory; its VMs run. Its database is in `data`, and not open yet."""
+    clock, node = SystemClock(), LoopbackNode()
     node.ports = {ids.new(ids.VM): port for port in layout.vms}
     ctx = Context(
         store=SqlStore(f"sqlite:///{data}/hatch.db"),
@@ -83,21 +67,33 @@ async def house(layout: Layout, data: Path) -> Context:
         clock=clock,
         bus=Bus(clock),
         owners=Owners(),
-        routes=table(layout, list(node.ports)),
+        routes=RouteTable(),
         settings=SETTINGS,
+        resolver=FakeResolver(),
         port_is_free=lambda port: True,
     )
     now = clock.now()
+    at: Any = {"created_at": now, "updated_at": now}
+    for vm_id in node.ports:
+        spec = VMSpec(image_id=_IMAGE)
+        ctx.own(VM(id=vm_id, spec=spec, state=State.RUNNING, node_id="node-1", guest_ip="10.0.2.15", **at))
+    vm_ids = list(node.ports)
+    for number in range(layout.routes):
+        to: Any = {"vm_id": vm_ids[number % len(vm_ids)], "target_port": _GUEST_PORT, "auto_wake": True}
+        ctx.routes.put(Route(id=ids.new(ids.ROUTE), subdomain=layout.label(number), **to, **at))
+    return ctx
+
+
+async def house(layout: Layout, data: Path) -> Context:
+    """The same, its VMs written to the database, so that routes to them can be."""
+    ctx = context(layout, data)
     boot = Boot(kernel=Path("/kernel"), initrd=None, rootfs=None, rootfs_format="raw", boot_args="")
+    image = Image(id=_IMAGE, name=None, boot=boot, digest="", size_bytes=0, created_at=ctx.clock.now())
     await ctx.store.open()
     async with ctx.store.begin() as tx:
-        await tx.images.insert(Image(id=image, name=None, boot=boot, digest="", size_bytes=0, created_at=now))
-        for vm_id in node.ports:
-            spec = VMSpec(image_id=image)
-            at: Any = {"created_at": now, "updated_at": now, "guest_ip": "10.0.2.15", "node_id": "node-1"}
-            vm = VM(id=vm_id, spec=spec, state=State.RUNNING, **at)
-            await tx.vms.insert(vm)
-            ctx.own(vm)
+        await tx.images.insert(image)
+        for owner in ctx.owners:
+            await tx.vms.insert(owner.vm)
     return ctx
 
 

@@ -13,13 +13,14 @@ from pathlib import Path
 from typing import Final
 
 from bench.proxy.cases import CASES
-from bench.proxy.hatch import table
+from bench.proxy.hatch import context
 from bench.proxy.layout import BASE, Layout
 from bench.proxy.peers import PEERS
 from bench.proxy.programs import PROXY_CORE, resident_kib, running
 from bench.proxy.upstreams import guests
 from bench.report import Row, machine, median, percentile, publish
-from hatchvm.domain.route import subdomain_of
+from hatchvm.control.gate import HouseGate
+from hatchvm.edge.http.hosts import Hosts
 from hatchvm.testing.stage import free_port
 
 _IDLE: Final = 10_000
@@ -34,7 +35,7 @@ _ASK: Final = f"GET /1k HTTP/1.1\r\nHost: r0.{BASE}\r\n\r\n".encode()
 
 def run(folder: Path, *, rounds: int) -> None:
     """`rounds`: of looking up routes."""
-    rows = [*_idle(folder), *_routes(folder), *_look_ups(rounds), *_changes(folder)]
+    rows = [*_idle(folder), *_routes(folder), *_look_ups(folder, rounds), *_changes(folder)]
     publish("proxy-scale", f"Many clients and many routes ({machine()})", rows)
 
 
@@ -78,19 +79,18 @@ def _routes(folder: Path) -> list[Row]:
     return [Row(f"a route, of {_MANY}", (resident[1] - resident[0]) * 1024 / (_MANY - 1), "bytes")]
 
 
-def _look_ups(rounds: int) -> list[Row]:
+def _look_ups(folder: Path, rounds: int) -> list[Row]:
     """From a Host header to its route, hosts drawn at random."""
     costs: dict[int, list[float]] = {_FEW: [], _MANY: []}
-    tables = {routes: table(Layout(0, [0], routes), ["vm"]) for routes in costs}
+    layouts = {routes: Layout(0, [0], routes) for routes in costs}
+    find = {routes: Hosts(HouseGate(context(layouts[routes], folder)), [BASE]).route for routes in costs}
     draw = random.Random(0)
     for _ in range(rounds):
         for routes, taken in costs.items():
-            find, layout = tables[routes].find, Layout(0, [0], routes)
-            hosts = [layout.host(draw.randrange(routes)) for _ in range(_LOOK_UPS)]
+            hosts = [layouts[routes].host(draw.randrange(routes)).encode() for _ in range(_LOOK_UPS)]
             began = time.perf_counter()
             for host in hosts:
-                if find(subdomain_of(host, (BASE,)) or "") is None:
-                    raise RuntimeError(f"{host} is not routed")
+                find[routes](host)
             taken.append((time.perf_counter() - began) / _LOOK_UPS * 1e6)
     ratio = median([many / few for few, many in zip(costs[_FEW], costs[_MANY], strict=True)])
     return [
