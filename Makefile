@@ -3,10 +3,10 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 
-.PHONY: help setup demo serve test soak check fmt bench
+.PHONY: help setup demo serve test soak check fmt bench bench-proxy
 
 help: ## list the verbs
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
 
 setup: ## install what is missing: system packages (apt, as root) and Python packages (.venv)
 	@scripts/setup
@@ -36,3 +36,7 @@ fmt: setup ## format and mend what can be mended
 bench: setup ## measure the promises: boot, pause, wake, what snapshots cost, waking from S3, SSH
 	@scripts/test-servers all
 	@$(BIN)/python -m bench
+
+bench-proxy: setup ## measure the proxy against nginx; ARGS=--all: and HAProxy, Caddy, Envoy, Traefik; ARGS=--help
+	@scripts/bench-peers
+	@$(BIN)/python -m bench.proxy $(ARGS)

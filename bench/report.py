@@ -43,9 +43,7 @@ def median(values: Sequence[float]) -> float:
 
 def publish(name: str, title: str, rows: Sequence[Row]) -> None:
     """Print the table and write the file."""
-    FOLDER.mkdir(parents=True, exist_ok=True)
-    records = [{**asdict(row), "ok": row.ok} for row in rows]
-    (FOLDER / f"{name}.json").write_text(json.dumps(records, indent=2) + "\n")
+    save(name, rows)
     table = Table(title=title, title_justify="left")
     for column in ("figure", "value", "unit", "goal", ""):
         table.add_column(column, justify="right" if column in ("value", "goal") else "left")
@@ -54,6 +52,13 @@ def publish(name: str, title: str, rows: Sequence[Row]) -> None:
         goal = "" if row.goal is None else f"≤ {row.goal:g}"
         table.add_row(row.name, f"{row.value:.3g}" if row.value < 1000 else f"{row.value:.0f}", row.unit, goal, verdict)
     Console(width=110).print(table)
+
+
+def save(name: str, rows: Sequence[Row]) -> None:
+    """Write the file only."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    records = [{**asdict(row), "ok": row.ok} for row in rows]
+    (FOLDER / f"{name}.json").write_text(json.dumps(records, indent=2) + "\n")
 
 
 def machine() -> str:
