@@ -3,7 +3,9 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 
-.PHONY: help setup demo serve test soak check fmt bench bench-proxy
+.PHONY: help setup demo serve test fuzz soak check fmt bench bench-proxy
+
+FUZZ_S ?= 600
 
 help: ## list the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -21,6 +23,10 @@ test: setup ## the whole suite, real VMs included; ARGS=... goes to pytest
 	@scripts/test-servers
 	@$(BIN)/hatchvm image build tiny
 	@$(BIN)/pytest -n 2 --dist loadgroup $(ARGS)
+
+fuzz: setup ## hunt for requests that the proxy and h11 read differently; FUZZ_S=600 seconds
+	@$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/uv pip install -q --system-certs --python $(BIN)/python atheris==3.0.0
+	@$(BIN)/python tests/fuzz/hunt.py $(FUZZ_S) build/fuzz
 
 soak: setup ## what takes too long for every change: a Debian guest, fifty VMs on a bridge, hours asleep; an hour, as root
 	@scripts/test-servers all

@@ -1,16 +1,11 @@
-"""Where bodies end, and that it does not matter how the network cuts them."""
+"""Where bodies end. `tests/fuzz` shows that it does not matter how the network cuts them."""
 
 from __future__ import annotations
 
-import itertools
-
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from hatchvm.edge.http.proto.body import Chunked, Sized
 from hatchvm.edge.http.proto.fields import Malformed
-from hatchvm.testing.edge.relay import Command, Conversation, SendClient, SendUpstream
 
 BODY = b"5;ext=1\r\nhello\r\nA\r\n0123456789\r\n0\r\nX-Sum: 1\r\nX-B:\r\n\r\n"
 
@@ -81,56 +76,3 @@ def test_refused_chunks(data: bytes, size: int) -> None:
     with pytest.raises(Malformed):
         for at in range(0, len(data), size):
             body.feed(data[at : at + size])
-
-
-REQUESTS = (
-    b"POST /a HTTP/1.1\r\nHost: app\r\nContent-Length: 5\r\n\r\nhello"
-    b"GET /b HTTP/1.1\r\nHost: app\r\n\r\n"
-    b"PUT /c HTTP/1.1\r\nHost: app\r\nTransfer-Encoding: chunked\r\n\r\n" + BODY
-) + b"GET /d HTTP/1.1\r\nHost: app\r\n\r\n"
-ANSWERS = [
-    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
-    b"HTTP/1.1 304 Not Modified\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + BODY,
-    b"HTTP/1.1 200 OK\r\n\r\nuntil the end",
-]
-
-
-def pieces(data: bytes, cuts: list[int]) -> list[bytes]:
-    at = [0, *sorted({cut % len(data) for cut in cuts}), len(data)]
-    return [data[a:b] for a, b in itertools.pairwise(at) if a < b]
-
-
-def merged(commands: list[Command]) -> list[Command]:
-    """Writes in a row are one write: only the bytes and their place among other commands count."""
-    out: list[Command] = []
-    for command in commands:
-        match out[-1] if out else None, command:
-            case SendClient(before), SendClient(after):
-                out[-1] = SendClient(before + after)
-            case SendUpstream(before), SendUpstream(after):
-                out[-1] = SendUpstream(before + after)
-            case _:
-                out.append(command)
-    return out
-
-
-def talk(request_pieces: list[bytes], answer_cuts: list[int]) -> list[Command]:
-    """The whole conversation: every request answered as soon as all of the client's bytes are there."""
-    relay = Conversation(forwarded=b"")
-    commands = [command for piece in request_pieces for command in relay.client_data(piece)]
-    for answer in ANSWERS:
-        commands += relay.upstream_ready(reused=False)
-        for piece in pieces(answer, answer_cuts):
-            commands += relay.upstream_data(piece)
-    return merged(commands + relay.upstream_eof())
-
-
-@settings(deadline=None)
-@given(st.lists(st.integers(0, 10**4), max_size=20), st.lists(st.integers(0, 10**4), max_size=20))
-def test_the_cuts_of_the_network_do_not_matter(request_cuts: list[int], answer_cuts: list[int]) -> None:
-    assert talk(pieces(REQUESTS, request_cuts), answer_cuts) == talk([REQUESTS], [])
-
-
-def test_byte_by_byte() -> None:
-    assert talk([bytes([byte]) for byte in REQUESTS], list(range(500))) == talk([REQUESTS], [])
