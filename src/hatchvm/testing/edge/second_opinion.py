@@ -357,13 +357,18 @@ def _origin_form(asked: h11.Request) -> bytes:
 
 
 def _outline(log: list[Said]) -> list[Said]:
-    """The log without what cuts may change: where writes are cut, which of two faults is named, whether what follows
-    the last request or answer is here already, how much of an answer passed before it was cut off."""
+    """The log without what cuts may change: where writes are cut and how those of both ways alternate, which of two
+    faults is named, whether what follows the last request or answer is here already, how much of an answer passed
+    before it was cut off."""
     out: list[Said] = []
+    written = {"to guest": b"", "to client": b""}
     for what, data in log:
-        if out and what == out[-1][0] and what.startswith("to "):
-            data = out.pop()[1] + data
-        out.append((what, data))
+        if what in written:
+            written[what] += data
+            continue
+        out += [(way, b"refusal" if _OURS in sent else sent) for way, sent in written.items()]
+        out.append((what, data if what == "begin" else b""))
+        written = dict.fromkeys(written, b"")
     if ("abort", b"") in out:
-        out = [(what, data) for what, data in out if what != "to client"]
-    return [(what, b"refusal" if _OURS in data else b"" if what in ("finish", "close") else data) for what, data in out]
+        return [(what, data) for what, data in out if what != "to client"]
+    return out
