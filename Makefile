@@ -31,7 +31,7 @@ fuzz: setup ## hunt for requests that the proxy and h11 read differently; FUZZ_S
 soak: setup ## what takes too long for every change: a Debian guest, fifty VMs on a bridge, hours asleep; an hour, as root
 	@scripts/test-servers all
 	@$(BIN)/hatchvm image build tiny
-	@HATCH_SOAK=1 $(BIN)/pytest tests/soak tests/integration/test_s3_storm.py $(ARGS)
+	@HATCH_SOAK=1 $(BIN)/pytest tests/soak tests/integration/test_s3_storm.py tests/integration/clients $(ARGS)
 
 check: setup ## lint, types, architecture
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python scripts/sizes.py
