@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 from asyncio.subprocess import DEVNULL
 from pathlib import Path
 from typing import Final
@@ -45,11 +47,11 @@ async def test_a_page_that_does_everything(web: WebStage, tmp_path: Path) -> Non
     for event in ("a", "b", "c"):
         web.guest.events.put_nowait(event)
     argv = (BROWSER, *ALONE, f"--user-data-dir={tmp_path}", "--remote-debugging-port=0", web.url + "/")
-    browser = await asyncio.create_subprocess_exec(*argv, stdout=DEVNULL, stderr=DEVNULL)
+    browser = await asyncio.create_subprocess_exec(*argv, stdout=DEVNULL, stderr=DEVNULL, start_new_session=True)
     try:
         report = await web.guest.reports.get()
     finally:
-        browser.terminate()
+        os.killpg(browser.pid, signal.SIGKILL)  # Debian's command is a script around the browser
         await browser.wait()
     assert report == {
         "fetched": "hello",
