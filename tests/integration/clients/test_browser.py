@@ -17,22 +17,27 @@ from hatchvm.testing.edge.web import WebStage
 BROWSER: Final = shutil.which("chromium-headless-shell") or shutil.which("chromium")
 PAGE: Final = """<!doctype html>
 <script type="module">
-const fetched = await (await fetch("/hello")).text();
-const size = (await (await fetch("/bytes?3000000")).arrayBuffer()).byteLength;
-const posted = (await (await fetch("/receive", {method: "POST", body: "x".repeat(200000)})).json()).size;
-const many = (await Promise.all(Array.from({length: 30}, () => fetch("/hello")))).filter(answer => answer.ok).length;
-const events = await new Promise((done, failed) => {
-    const heard = [], source = new EventSource("/events");
-    source.onerror = failed;
-    source.onmessage = event => { if (heard.push(event.data) == 3) { source.close(); done(heard); } };
-});
-const echoed = await new Promise((done, failed) => {
-    const socket = new WebSocket(location.origin.replace("http", "ws") + "/socket");
-    socket.onerror = failed;
-    socket.onopen = () => socket.send("y".repeat(100000));
-    socket.onmessage = event => { socket.close(); done(event.data.length); };
-});
-await fetch("/report", {method: "POST", body: JSON.stringify({fetched, size, posted, many, events, echoed})});
+async function everything() {
+    const fetched = await (await fetch("/hello")).text();
+    const size = (await (await fetch("/bytes?3000000")).arrayBuffer()).byteLength;
+    const posted = (await (await fetch("/receive", {method: "POST", body: "x".repeat(200000)})).json()).size;
+    const all = await Promise.all(Array.from({length: 30}, () => fetch("/hello")));
+    const many = all.filter(answer => answer.ok).length;
+    const events = await new Promise((done, failed) => {
+        const heard = [], source = new EventSource("/events");
+        source.onerror = failed;
+        source.onmessage = event => { if (heard.push(event.data) == 3) { source.close(); done(heard); } };
+    });
+    const echoed = await new Promise((done, failed) => {
+        const socket = new WebSocket(location.origin.replace("http", "ws") + "/socket");
+        socket.onerror = failed;
+        socket.onopen = () => socket.send("y".repeat(100000));
+        socket.onmessage = event => { socket.close(); done(event.data.length); };
+    });
+    return {fetched, size, posted, many, events, echoed};
+}
+const report = await everything().catch(error => ({error: String(error)}));
+await fetch("/report", {method: "POST", body: JSON.stringify(report)});
 </script>"""
 ALONE: Final = (
     *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--no-proxy-server"),
