@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hatchvm.testing.edge.conversation import Talk
@@ -16,6 +16,9 @@ CORPUS: Final = sorted((Path(__file__).parent / "corpus").glob("*.talk"))
 HOST: Final = b"Host: app.hatch.local"
 GET: Final = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n\r\n"
 OK: Final = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+
+#: A busy machine is not a finding.
+UNTIMED: Final = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 _seeds = st.integers(0, 2**16)
 _bodies = st.sampled_from([b"a", b"hello", b"\r\n\r\n", b"0\r\n\r\n", GET, OK, b"\x00\xff" * 40])
@@ -85,13 +88,13 @@ def test_what_was_found_before(path: Path) -> None:
     judge_text(path.read_bytes())
 
 
-@settings(deadline=None, max_examples=150)
+@settings(UNTIMED, max_examples=150)
 @given(st.lists(damaged(requests()), min_size=1, max_size=3), st.lists(damaged(answers()), max_size=3), _seeds)
 def test_h11_reads_the_same(asked: list[bytes], said: list[bytes], seed: int) -> None:
     judge(b"".join(asked), said, seed)
 
 
-@settings(deadline=None, max_examples=100)
+@settings(UNTIMED, max_examples=100)
 @given(st.data(), _seeds)
 def test_nothing_proper_is_refused(data: st.DataObject, seed: int) -> None:
     asked = data.draw(requests())
@@ -103,7 +106,7 @@ def test_nothing_proper_is_refused(data: st.DataObject, seed: int) -> None:
     assert not played.aborted
 
 
-@settings(deadline=None, max_examples=100)
+@settings(UNTIMED, max_examples=100)
 @given(st.lists(st.binary(max_size=80), max_size=4), st.lists(st.binary(max_size=80), max_size=4), st.booleans())
 def test_noise_is_answered_or_cut(client: list[bytes], guest: list[bytes], upgrade: bool) -> None:
     talk = Talk()
