@@ -28,7 +28,8 @@ class Talk:
     def __init__(self, *, forwarded: bytes = b"", pooled: bool = False) -> None:
         self.log: list[Said] = []
         self.begun = 0  # requests that lead to a guest
-        self._relay = Relay(self, forwarded=forwarded)
+        self._relay = Relay(self)
+        self._relay.client_made(forwarded)
         self._pooled = pooled
         self._new = 0
 
