@@ -118,7 +118,7 @@ class WebStage:
     async def open(cls) -> AsyncIterator[WebStage]:
         guest = WebGuest()
         listener = socket.create_server(("127.0.0.1", 0), backlog=512)
-        config = uvicorn.Config(guest, log_config=None, lifespan="off", ws="websockets-sansio", access_log=False)
+        config = uvicorn.Config(guest, log_config=None, lifespan="off", ws="websockets-sansio")
         server = uvicorn.Server(config)
         serving = tasks.spawn(server.serve([listener]), name="guest")
         try:
