@@ -25,7 +25,9 @@ _bodies = st.sampled_from([b"a", b"hello", b"\r\n\r\n", b"0\r\n\r\n", GET, OK, b
 _extensions = st.sampled_from([b""] * 4 + [b";a", b";a=b", b';a="b c"'])
 _plain = st.sampled_from([b"X-A: 1", b"x-b:", b"Cookie: a=b; c", b"X-A: \xc3\xa9\t.", b"Accept: */*", b"X-Hop: 1"])
 _own = st.sampled_from([b"Keep-Alive: 5", b"Connection: x-hop", b"Connection: keep-alive"])
-_requests_only = st.sampled_from([b"TE: trailers", b"Forwarded: for=a", b"X_Real_IP: b", b"Expect: 100-continue"])
+_requests_only = st.sampled_from(
+    [b"TE: trailers", b"Forwarded: for=a", b"X_Real_IP: b", b"Expect: 100-continue", b"X-Request-Id: a"]
+)
 _targets = st.sampled_from([b"/", b"/a%2f..//b?c=%00", b"http://app.hatch.local/x", b"HTTP://APP.hatch.local?q"])
 _methods = st.sampled_from([b"GET", b"HEAD", b"POST", b"PUT", b"OPTIONS", b"DELETE", b"TRACE", b"BREW"])
 _statuses = st.sampled_from(

@@ -14,7 +14,7 @@ from hatchvm.testing.edge.conversation import Said, Talk
 ROOT: Final = Path(__file__).parents[3]
 HOST = b"Host: app.hatch.local\r\n"
 SEEN = b"X-Forwarded-For: 192.0.2.7\r\n"
-ADDED = b"X-Forwarded-Host: app.hatch.local\r\n" + SEEN + b"\r\n"
+ADDED = b"X-Forwarded-Host: app.hatch.local\r\nX-Request-Id: r-1\r\n" + SEEN + b"\r\n"
 GET = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
 GET_SENT = b"GET / HTTP/1.1\r\n" + HOST + ADDED
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -5,16 +5,20 @@ The only place where the fuzzer and the playbooks of the RFCs know how the relay
 
 from __future__ import annotations
 
+from itertools import repeat
 from typing import Final, TypeAlias
 
+from hatchvm.edge.http.proto.phase import Phase
 from hatchvm.edge.http.proto.refusal import Refusal
-from hatchvm.edge.http.proto.relay import Phase, Relay
+from hatchvm.edge.http.proto.relay import Relay
 from hatchvm.edge.http.proto.request import Request
 
 Said: TypeAlias = tuple[str, bytes]
 """What the relay did: `to guest` and `to client` with bytes; `begin` with the host; `again`, `end guest`, `end client`,
 `abort`; `finish` with `reuse` or nothing; `close` with `linger` or nothing."""
 
+#: What a request is called that brought no id.
+OWN_ID: Final = b"r-1"
 _NO_SUBDOMAIN: Final = Refusal(status=502, sentence="no subdomain in host header")
 _WRITES: Final = frozenset({"to guest", "to client"})
 
@@ -29,7 +33,7 @@ class Talk:
         self.log: list[Said] = []
         self.begun = 0  # requests that lead to a guest
         self._relay = Relay(self)
-        self._relay.client_made(forwarded)
+        self._relay.client_made(forwarded, repeat(OWN_ID))
         self._pooled = pooled
         self._new = 0
 

@@ -20,7 +20,7 @@ import h11
 
 from hatchvm.edge.http.proto.fields import Malformed
 from hatchvm.edge.http.proto.request import parse_request
-from hatchvm.testing.edge.conversation import Said, Talk
+from hatchvm.testing.edge.conversation import OWN_ID, Said, Talk
 
 #: In a corpus file: what the client says, then what each guest says.
 GUESTS: Final = b"\n<<<<\n"
@@ -34,7 +34,7 @@ _NOT_END_TO_END: Final = frozenset(
     b"host content-length transfer-encoding connection upgrade te keep-alive proxy-connection proxy-authenticate "
     b"proxy-authorization".split()
 )
-_IDENTITY: Final = frozenset({b"forwarded", b"x-real-ip"})
+_IDENTITY: Final = frozenset({b"forwarded", b"x-real-ip", b"x-request-id"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +288,7 @@ def _same_request(asked: Message, to_guest: bytes, *, spliced: bool) -> Message 
     assert _framing(asked.head) == _framing(sent.head)
     assert _end_to_end(asked.head) == _end_to_end(sent.head)
     assert _values(sent.head, b"te") in ([], [b"trailers"])
+    assert _values(sent.head, b"x-request-id") in (_values(asked.head, b"x-request-id"), [OWN_ID])
     if sent.whole:
         assert asked.whole and (asked.body, asked.trailers) == (sent.body, sent.trailers)
         assert asked.rest.startswith(sent.rest) if spliced else not sent.rest, "bytes after the request"
