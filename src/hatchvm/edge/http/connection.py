@@ -14,6 +14,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import Iterator
+from email.utils import format_datetime
 from itertools import count
 from secrets import token_hex
 from typing import Final, Protocol, cast
@@ -247,6 +248,9 @@ class ClientConnection(asyncio.Protocol):
             self.end_client()
         else:
             self._transport.close()
+
+    def date(self) -> str:
+        return format_datetime(self._house.clock.now(), usegmt=True)
 
     def abort_client(self) -> None:
         if not self._transport.is_closing():

@@ -138,6 +138,9 @@ class Talk:
     def close_client(self, *, linger: bool) -> None:
         self._note("close", b"linger" if linger else b"")
 
+    def date(self) -> str:
+        return "Thu, 01 Jan 2026 00:00:00 GMT"
+
     def abort_client(self) -> None:
         self._note("abort")
 

@@ -147,5 +147,8 @@ class Conversation:
     def close_client(self, *, linger: bool) -> None:
         self._commands.append(CloseClient(linger))
 
+    def date(self) -> str:
+        return "Thu, 01 Jan 2026 00:00:00 GMT"
+
     def abort_client(self) -> None:
         self._commands.append(AbortClient())

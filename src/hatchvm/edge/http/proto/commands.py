@@ -38,5 +38,8 @@ class Out(Protocol):
         resets the connection and can destroy the answer on its way.
         """
 
+    def date(self) -> str:
+        """The present, as `Date` has it (RFC 9110, 5.6.7)."""
+
     def abort_client(self) -> None:
         """Cut the connection so that the client notices that its answer is incomplete."""

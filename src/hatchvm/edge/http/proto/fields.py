@@ -60,6 +60,7 @@ _HOP_BY_HOP: Final = {
     b"upgrade": UPGRADE,
     b"te": TE,
     b"keep-alive": DROP,
+    b"http2-settings": DROP,
     b"proxy-connection": DROP,
     b"proxy-authenticate": DROP,
     b"proxy-authorization": DROP,
@@ -198,7 +199,7 @@ class FieldTable:
         use = self._uses.get(folded, KEEP)
         if folded == lower or use in (KEEP, DROP):
             return use
-        return REFUSE
+        return DROP if use == REQUEST_ID else REFUSE
 
 
 REQUEST_FIELDS: Final = FieldTable(
@@ -212,11 +213,12 @@ TRAILER_FIELDS: Final = FieldTable(dict.fromkeys((*_HOP_BY_HOP, *_FORBIDDEN_IN_T
 def take_head(data: bytes, known: int, *, what: str) -> tuple[bytes | None, bytes]:
     """(the head without its blank line, what follows it), or (None, `data`) if the head is not whole yet.
 
-    `known`: how many of the bytes were seen before, in vain. Raises Malformed (431) if it is too large.
+    `known`: how many of the bytes were seen before, in vain. Raises Malformed (431, or 414 if its
+    first line already is) if it is too large.
     """
     end = data.find(_END, known - 3 if known > 3 else 0)
     if (end + 4 if end >= 0 else len(data)) > _MAX_HEAD_BYTES:
-        raise Malformed(f"the {what} is too large", status=431)
+        raise Malformed(f"the {what} is too large", status=431 if b"\r\n" in data[:_MAX_HEAD_BYTES] else 414)
     if end < 0:
         return None, data
     return data[:end], data[end + 4 :]

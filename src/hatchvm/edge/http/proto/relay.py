@@ -385,7 +385,7 @@ class Relay:
             return
         request = self._expect_request()
         self._keep = self._keep and not self._body
-        answer = refusal.answer(close=not self._keep, bodiless=request.method == b"HEAD")
+        answer = refusal.answer(self._out.date(), close=not self._keep, bodiless=request.method == b"HEAD")
         self.status = refusal.status
         self._request = None
         self._out.finish(reuse=False)
@@ -394,7 +394,7 @@ class Relay:
 
     def _reject(self, refusal: Refusal) -> None:
         """Answer what never became a request."""
-        self._out.send_client(refusal.answer(close=True))
+        self._out.send_client(refusal.answer(self._out.date(), close=True))
         self._close(linger=True)
 
     def _next(self) -> None:

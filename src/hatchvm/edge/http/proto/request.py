@@ -23,11 +23,15 @@ from hatchvm.edge.http.proto.fields import (
 
 #: RFC 9110, 9.2.2: repeating such a request asks for nothing more than sending it once.
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
+_VERSION: Final = re.compile(rb"HTTP/[0-9]\.[0-9]")
+#: RFC 9113 has removed this upgrade; a guest that took it would speak what no relay of HTTP/1.1 understands.
+_HTTP_2: Final = frozenset({b"h2c", b"h2"})
 _SLASH: Final = ord("/")
 _TARGET: Final = re.compile(rb"[\x21-\x7e]+")
 _ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _START_LINE: Final = re.compile(rb"(%b) (%b) (HTTP/1\.[01])" % (TOKEN.pattern, _TARGET.pattern))
 _ABSOLUTE: Final = re.compile(rb"https?://([^/?#]*)(.*)", re.IGNORECASE)
+_AUTHORITY: Final = re.compile(rb"https?://([^/?#]+)", re.IGNORECASE)
 _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
 
 
@@ -74,6 +78,9 @@ def parse_request(head: bytes) -> Request:
     old = version == b"HTTP/1.0"
     fields = _remembered(block, old) if len(block) <= REMEMBERED_BYTES else _fields(block, old)
     if target[0] != _SLASH:
+        authority = _AUTHORITY.match(target)
+        if authority and old and not fields.host:  # RFC 9112, 3.2.2: it need not say so twice
+            return parse_request(line + b"\r\nHost: " + authority[1] + block)
         target = _path(method, target, fields.host)
     return Request(method, target, method + b" " + target + b" HTTP/1.1" + fields.block, old, fields)
 
@@ -91,13 +98,17 @@ def _fields(block: bytes, old: bool) -> Fields:
     length = found.length()
     if old and length == CHUNKED:
         raise Malformed("Transfer-Encoding in an HTTP/1.0 request")
-    upgrade = not old and b"upgrade" in options and UPGRADE in values
+    protocols = [name for part in values.pop(UPGRADE, b"").split(b",") if (name := part.strip(b" \t"))]
+    if not _HTTP_2.isdisjoint(map(bytes.lower, protocols)) or old or b"upgrade" not in options:
+        protocols = []
+    if old:  # RFC 9110, 10.1.1: whoever speaks it does not know what it asks for
+        found.kept = [line for line in found.kept if not line.lower().startswith(b"expect:")]
     request_id = values.pop(REQUEST_ID, b"")
     if not _ID.fullmatch(request_id):
         request_id = b""
     lines = [b"" if named is None else b"\r\nHost: " + host, *found.kept]
-    if values:
-        lines += _hop_lines(found, length, upgrade=upgrade)
+    if values or protocols:
+        lines += _hop_lines(found, length, protocols)
     lines.append(b"X-Forwarded-Host: " + host + b"\r\n")
     return Fields(
         host,
@@ -105,7 +116,7 @@ def _fields(block: bytes, old: bool) -> Fields:
         length or 0,
         request_id=request_id,
         keep_alive=b"close" not in options and (not old or b"keep-alive" in options),
-        upgrade=upgrade,
+        upgrade=bool(protocols),
     )
 
 
@@ -117,23 +128,24 @@ def _start_line(line: bytes) -> tuple[bytes, bytes, bytes]:
     """Method, target and version."""
     match = _START_LINE.fullmatch(line)
     if not match:
-        raise Malformed(_blame(line))
+        raise _blame(line)
     method, target, version = match.groups()
     if method == b"CONNECT":
         raise Malformed("CONNECT is not supported", status=501)
     return method, target, version
 
 
-def _blame(line: bytes) -> str:
+def _blame(line: bytes) -> Malformed:
     """What is wrong with a request line."""
     parts = line.split(b" ")
     if len(parts) != 3:
-        return "malformed request line"
+        return Malformed("malformed request line")
     if not TOKEN.fullmatch(parts[0]):
-        return "malformed method"
+        return Malformed("malformed method")
     if not _TARGET.fullmatch(parts[1]):
-        return "malformed request target"
-    return "this proxy speaks HTTP/1.1 and HTTP/1.0"
+        return Malformed("malformed request target")
+    status = 505 if _VERSION.fullmatch(parts[2]) else 400
+    return Malformed("this proxy speaks HTTP/1.1 and HTTP/1.0", status=status)
 
 
 def _path(method: bytes, target: bytes, host: bytes) -> bytes:
@@ -151,7 +163,7 @@ def _path(method: bytes, target: bytes, host: bytes) -> bytes:
     return bytes(path) if path.startswith(b"/") else b"/" + path
 
 
-def _hop_lines(found: Found, length: int | None, *, upgrade: bool) -> list[bytes]:
+def _hop_lines(found: Found, length: int | None, protocols: list[bytes]) -> list[bytes]:
     """What this hop says for itself: framing in one spelling only, and what the next hop may do."""
     lines: list[bytes] = []
     options: list[bytes] = []
@@ -159,10 +171,12 @@ def _hop_lines(found: Found, length: int | None, *, upgrade: bool) -> list[bytes
         lines.append(b"Transfer-Encoding: chunked")
     elif length is not None:
         lines.append(b"Content-Length: %d" % length)
-    if upgrade:
-        lines.append(b"Upgrade: " + found.values[UPGRADE])
+    if protocols:
+        lines.append(b"Upgrade: " + b", ".join(protocols))
         options.append(b"Upgrade")
-    if b"trailers" in found.values.get(TE, b"").lower():
+    if any(
+        part.partition(b";")[0].strip(b" \t") == b"trailers" for part in found.values.get(TE, b"").lower().split(b",")
+    ):
         lines.append(b"TE: trailers")
         options.append(b"TE")
     if options:

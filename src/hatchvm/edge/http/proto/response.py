@@ -20,6 +20,7 @@ from hatchvm.edge.http.proto.request import Request
 _STATUS_LINE: Final = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: .*)?")
 #: The guest speaks another protocol from here on.
 SWITCHING: Final = 101
+_UPGRADE_REQUIRED: Final = 426
 
 
 class Response:
@@ -54,7 +55,7 @@ def _parse(head: bytes, bodiless: bool, old: bool, upgrade: bool) -> Response:
     found = RESPONSE_FIELDS.read(head, lines)
     options = found.options()
     length = found.length()
-    keep_alive = b"close" not in options and (minor == b"1" or b"keep-alive" in options)
+    keep_alive = b"close" not in options and (minor == b"1" or (b"keep-alive" in options and length != CHUNKED))
     lines = [b"HTTP/1.1" + status_line[8:], *found.kept]
     if status < 200 or status == 204:
         length, declared = 0, None  # such answers have no body, whatever they declare (RFC 9110, 8.6)
@@ -68,6 +69,8 @@ def _parse(head: bytes, bodiless: bool, old: bool, upgrade: bool) -> Response:
     if status == SWITCHING:
         if not upgrade or UPGRADE not in found.values:
             raise Malformed("an upgrade nobody asked for")
+        lines += [b"Upgrade: " + found.values[UPGRADE], b"Connection: Upgrade"]
+    if status == _UPGRADE_REQUIRED and UPGRADE in found.values:
         lines += [b"Upgrade: " + found.values[UPGRADE], b"Connection: Upgrade"]
     if bodiless or status == 304:
         length = 0
