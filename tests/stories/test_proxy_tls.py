@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import ssl
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -17,8 +18,11 @@ import uvloop
 from websockets.asyncio.client import connect
 from websockets.asyncio.server import ServerConnection, serve
 
+from hatchvm.base.errors import Unavailable
+from hatchvm.server import doors
+from hatchvm.server.config import load
 from hatchvm.testing.edge.tls import TLSStage, make_pair, trusting
-from hatchvm.testing.stage import Wire
+from hatchvm.testing.stage import Stage, Wire
 
 HOST: Final = b"Host: app.hatch.local\r\n"
 GET: Final = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"
@@ -354,3 +358,21 @@ def test_over_tls(story: Story, loop_factory: Callable[[], asyncio.AbstractEvent
 
     with asyncio.Runner(loop_factory=loop_factory) as runner:
         runner.run(play())
+
+
+async def test_the_daemons_port(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its URL is below a domain that a certificate stands for; a port in use is told with its variable."""
+    pair = make_pair(tmp_path, "c", ["*.hatch.localhost"])
+    monkeypatch.setenv("HATCH_TLS_CERT", str(pair.certificate))
+    monkeypatch.setenv("HATCH_TLS_KEY", str(pair.key))
+    monkeypatch.setenv("HATCH_TLS_ADDR", "127.0.0.1:0")
+    config = load()
+    certificates = doors.certificates_of(config)
+    assert certificates is not None
+    async with Stage.open() as stage, Stage.open() as second:
+        url = await doors._start_tls(stage.proxy, certificates, config)
+        assert re.fullmatch(r"https://<subdomain>\.hatch\.localhost:\d+", url)
+        taken = f"127.0.0.1:{url.rpartition(':')[2]}"
+        monkeypatch.setenv("HATCH_TLS_ADDR", taken)
+        with pytest.raises(Unavailable, match=f"^HATCH_TLS_ADDR: cannot listen on {taken}: .*in use"):
+            await doors._start_tls(second.proxy, certificates, load())

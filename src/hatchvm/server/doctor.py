@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from hatchvm.base.clock import Clock, SystemClock
+from hatchvm.base.clock import SystemClock
 from hatchvm.base.errors import HatchError
 from hatchvm.base.units import format_bytes
 from hatchvm.domain.image import TINY
@@ -50,7 +50,7 @@ async def examine(config: Config) -> list[Finding]:
         *_network(),
         await _bridge(config),
         _lazy(config),
-        *_tls(config),
+        *certificates(config),
         *_disk(config),
         _image(config),
     ]
@@ -134,8 +134,9 @@ def _lazy(config: Config) -> Finding:
     return Finding("warn", "lazy restore", f"{trouble.partition('; ')[0]}; {slow}", trouble.partition("; ")[2])
 
 
-def _tls(config: Config, clock: Clock | None = None) -> Iterator[Finding]:
-    now = (clock or SystemClock()).now()
+def certificates(config: Config) -> Iterator[Finding]:
+    """Those of the TLS port: whether they can serve, and for how long yet."""
+    now = SystemClock().now()
     for paths in zip(config.tls_cert, config.tls_key, strict=True):
         try:
             certificate = load(Pair(*paths))

@@ -49,8 +49,13 @@ class _API(uvicorn.Server):
 
 
 @asynccontextmanager
-async def opened(built: Built, config: Config, say: Say) -> AsyncIterator[asyncio.Task[None]]:
-    """Every door, listening; yields the API's task, which ends by itself only if it fails."""
+async def opened(
+    built: Built, config: Config, certificates: Certificates | None, say: Say
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Every door, listening; yields the API's task, which ends by itself only if it fails.
+
+    `certificates`: of the TLS port; without them there is none.
+    """
     proxy = ProxyServer(
         built.gate,
         base_domains=config.base_domain,
@@ -60,7 +65,6 @@ async def opened(built: Built, config: Config, say: Say) -> AsyncIterator[asynci
     )
     counters = RouteCounters(proxy.ledger, built.gate)
     metrics.REGISTRY.register(counters)
-    certificates = certificates_of(config)
     with _naming("HATCH_HTTP_ADDR", config.http_addr):
         listener = _listen(*config.http_addr)
     with listener:

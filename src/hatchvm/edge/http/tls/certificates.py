@@ -31,7 +31,8 @@ _CIPHERS: Final = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
     "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
 )
-_LOOK_INTERVAL_S: Final = 1.0
+#: OpenSSL's words for a key that is another certificate's; the last one if it is of another kind, too.
+_STRANGERS: Final = frozenset({"KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH", "NO_CERTIFICATE_ASSIGNED"})
 _SOON: Final = timedelta(days=14)
 
 #: What tells a file from a later one at its place; None: it cannot be looked at.
@@ -121,10 +122,10 @@ class Certificates:
                 self._index()
                 self._report(shelf.certificate)
 
-    async def watch(self) -> None:
-        """Look every second, for ever."""
+    async def watch(self, *, interval_s: float = 1.0) -> None:
+        """Look again and again, for ever."""
         while True:
-            await asyncio.sleep(_LOOK_INTERVAL_S)
+            await asyncio.sleep(interval_s)
             self.look()
 
     def _named(self, name: str) -> Certificate | None:
@@ -196,7 +197,7 @@ def _context_of(pair: Pair, alpn: Sequence[str]) -> ssl.SSLContext:
     try:
         context.load_cert_chain(pair.certificate, pair.key, password=refuse)
     except ssl.SSLError as error:
-        if error.reason in ("KEY_VALUES_MISMATCH", "KEY_TYPE_MISMATCH"):
+        if error.reason in _STRANGERS:
             raise Invalid(f"{pair.certificate} and {pair.key} do not belong together") from error
         if error.reason is None:
             raise Invalid(f"{pair.key} holds no private key in PEM form") from error
