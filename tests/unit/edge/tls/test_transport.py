@@ -28,6 +28,7 @@ class TCP(asyncio.Transport):
         super().__init__()
         self.out = bytearray()
         self.ended = self.gone = False
+        self.cut = asyncio.Event()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         assert not self.ended and not self.gone
@@ -38,6 +39,7 @@ class TCP(asyncio.Transport):
 
     def close(self) -> None:
         self.gone = True
+        self.cut.set()
 
     abort = close
 
@@ -227,8 +229,7 @@ def test_after_our_end_the_client_is_still_heard(pair: Pair) -> None:
 async def test_a_client_that_never_finishes_its_handshake_is_cut(pair: Pair) -> None:
     talk = Talk(pair, timeout_s=0.01)
     talk.feed(talk.said(talk.client.do_handshake)[:50])
-    while not talk.tcp.gone:
-        await asyncio.sleep(0)
+    await talk.tcp.cut.wait()
     talk.layer.connection_lost(None)
     assert not talk.handshakes
     assert talk.above.events == []
