@@ -120,6 +120,10 @@ def _allowances(value: object) -> tuple[Allow, ...]:
         raise ValueError(str(error)) from None
 
 
+def _files(value: object) -> tuple[Path, ...]:
+    return tuple(Path(part.strip()) for part in str(value).split(",") if part.strip())
+
+
 def _interface(value: object) -> IPv4Interface:
     try:
         interface = IPv4Interface(str(value))
@@ -141,6 +145,7 @@ Prefix = Annotated[str, AfterValidator(_prefix)]
 Networks = Annotated[tuple[allow.Network, ...], NoDecode, BeforeValidator(lambda value: allow.parse(str(value)))]
 Allowances = Annotated[tuple[Allow, ...], NoDecode, BeforeValidator(_allowances)]
 Interface = Annotated[IPv4Interface, BeforeValidator(_interface)]
+Files = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_files)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
 
@@ -161,6 +166,9 @@ class Config(BaseSettings):
         validation_alias=AliasChoices("HATCH_BASE_DOMAIN", "HATCH_PROXY_BASE_DOMAIN"),
     )
     dns_server: NameServer | None = None
+    tls_addr: Address = ("127.0.0.1", 9443)
+    tls_cert: Files = ()
+    tls_key: Files = ()
     data_dir: Path = Path("data")
     cache_dir: Path = Field(default_factory=paths.cache_dir)
     database_url: str | None = Field(None, validation_alias="DATABASE_URL")
@@ -215,6 +223,10 @@ class Config(BaseSettings):
             raise ValueError("HATCH_SNAPSHOT_STORE: HATCH_S3_BUCKET is set as well; unset one of the two")
         if (self.s3_access_key is None) != (self.s3_secret_key is None):
             raise ValueError("HATCH_S3_ACCESS_KEY and HATCH_S3_SECRET_KEY: set both or none")
+        if len(self.tls_cert) != len(self.tls_key):
+            raise ValueError("HATCH_TLS_CERT and HATCH_TLS_KEY: name as many keys as certificates, in the same order")
+        if "tls_addr" in given and not self.tls_cert:
+            raise ValueError("HATCH_TLS_ADDR: it needs HATCH_TLS_CERT and HATCH_TLS_KEY")
         needless = sorted(given & {"bridge_name", "bridge_cidr", "bridge_allow", "netns"})
         if self.network != "bridge" and needless:
             raise ValueError(f"HATCH_{needless[0].upper()}: it needs HATCH_NETWORK=bridge")

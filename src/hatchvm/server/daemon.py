@@ -47,6 +47,7 @@ async def serve(config: Config, *, say: Say) -> None:
 @asynccontextmanager
 async def running(config: Config, *, say: Say) -> AsyncIterator[asyncio.Task[None]]:
     """The whole daemon inside a `with` block; yields the API's task, which ends by itself only if it fails."""
+    certificates = doors.certificates_of(config)
     built = build(config)
     try:
         await built.store.open()
@@ -58,7 +59,7 @@ async def running(config: Config, *, say: Say) -> AsyncIterator[asyncio.Task[Non
         await reconcile(built.ctx)
         _export_gauges(built)
         await _say_what_is_missing(built, say)
-        async with doors.opened(built, config, say) as api:
+        async with doors.opened(built, config, certificates, say) as api:
             duties = [
                 tasks.supervise(built.house.idle.run(), name="idle monitor"),
                 tasks.supervise(built.house.storage.run(), name="collect"),

@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
+from hatchvm.base.clock import SystemClock
 from hatchvm.base.errors import HatchError
 from hatchvm.base.units import format_bytes
 from hatchvm.domain.image import TINY
+from hatchvm.edge.http.tls.certificates import Pair, load
 from hatchvm.images import builtin
 from hatchvm.net.bridge.bridge import BridgeNetwork
 from hatchvm.net.bridge.settings import Bridge
@@ -48,6 +50,7 @@ async def examine(config: Config) -> list[Finding]:
         *_network(),
         await _bridge(config),
         _lazy(config),
+        *certificates(config),
         *_disk(config),
         _image(config),
     ]
@@ -129,6 +132,20 @@ def _lazy(config: Config) -> Finding:
         return Finding("ok", "lazy restore", "a VM woken from the object store runs before all of it is here")
     slow = "a VM woken from the object store is fetched whole before it runs"
     return Finding("warn", "lazy restore", f"{trouble.partition('; ')[0]}; {slow}", trouble.partition("; ")[2])
+
+
+def certificates(config: Config) -> Iterator[Finding]:
+    """Those of the TLS port: whether they can serve, and for how long yet."""
+    now = SystemClock().now()
+    for paths in zip(config.tls_cert, config.tls_key, strict=True):
+        try:
+            certificate = load(Pair(*paths))
+        except HatchError as error:
+            yield Finding("fail", "TLS", f"{error}; the daemon does not start", "see HATCH_TLS_CERT and HATCH_TLS_KEY")
+            continue
+        caution = certificate.caution(now)
+        good = f"{paths[0]} for {', '.join(certificate.names) or 'no name'}, until {certificate.expires_at:%Y-%m-%d}"
+        yield Finding("warn" if caution else "ok", "TLS", caution or good)
 
 
 def _disk(config: Config) -> Iterator[Finding]:

@@ -19,8 +19,9 @@ from hatchvm.base.errors import Unavailable
 from hatchvm.domain.lifecycle import State
 from hatchvm.edge.http.counters import RouteCounters
 from hatchvm.edge.http.server import ProxyServer
+from hatchvm.edge.http.tls.certificates import Certificates, Pair
 from hatchvm.edge.ssh.gateway import SSHGateway
-from hatchvm.server.config import Config
+from hatchvm.server.config import Config, blaming
 from hatchvm.server.wiring import Built
 from hatchvm.telemetry import logs, metrics
 
@@ -48,8 +49,13 @@ class _API(uvicorn.Server):
 
 
 @asynccontextmanager
-async def opened(built: Built, config: Config, say: Say) -> AsyncIterator[asyncio.Task[None]]:
-    """Every door, listening; yields the API's task, which ends by itself only if it fails."""
+async def opened(
+    built: Built, config: Config, certificates: Certificates | None, say: Say
+) -> AsyncIterator[asyncio.Task[None]]:
+    """Every door, listening; yields the API's task, which ends by itself only if it fails.
+
+    `certificates`: of the TLS port; without them there is none.
+    """
     proxy = ProxyServer(
         built.gate,
         base_domains=config.base_domain,
@@ -64,23 +70,46 @@ async def opened(built: Built, config: Config, say: Say) -> AsyncIterator[asynci
     with listener:
         with _naming("HATCH_PROXY_ADDR", config.proxy_addr):
             proxy_port = await proxy.start(*config.proxy_addr)
+        duties = [tasks.supervise(certificates.watch(), name="certificates")] if certificates else []
+        tls_url = await _start_tls(proxy, certificates, config) if certificates else ""
         front = await _front(built, config)
         gateway = SSHGateway(built.gate, allowed=config.ssh_allowed_cidr, wake_timeout_s=config.wake_timeout)
-        following = tasks.supervise(_follow(built, proxy, gateway), name="follow VMs")
+        duties.append(tasks.supervise(_follow(built, proxy, gateway), name="follow VMs"))
         api_port = listener.getsockname()[1]
         server = _API(_api_settings(built, base_url(config, proxy_port)))
         task = tasks.spawn(server.serve(sockets=[listener]), name="api")
         _log.info(logs.STARTED, api_port=api_port, proxy_port=proxy_port, pid=os.getpid())
         say(f"Hatch serves its API on http://{config.http_addr[0]}:{api_port} (docs: /docs)")
         say(f"and your VMs on {base_url(config, proxy_port)('<subdomain>')}")
+        if tls_url:
+            say(f"with TLS on {tls_url}")
         try:
             yield task
         finally:
             metrics.REGISTRY.unregister(counters)
             server.should_exit = True
             await asyncio.wait([task])
-            await tasks.cancel_and_wait(following)
+            for duty in duties:
+                await tasks.cancel_and_wait(duty)
             await asyncio.gather(proxy.close(), gateway.aclose(), *([front.close()] if front else []))
+
+
+def certificates_of(config: Config) -> Certificates | None:
+    """Those of the TLS port, if the configuration names any. Raises Invalid, naming the variables."""
+    if not config.tls_cert:
+        return None
+    with blaming("HATCH_TLS_CERT, HATCH_TLS_KEY"):
+        return Certificates([Pair(*pair) for pair in zip(config.tls_cert, config.tls_key, strict=True)])
+
+
+async def _start_tls(proxy: ProxyServer, certificates: Certificates, config: Config) -> str:
+    """Open the TLS port; the URL of VMs there, below the first base domain for which a certificate stands."""
+    with _naming("HATCH_TLS_ADDR", config.tls_addr):
+        port = await proxy.start_tls(*config.tls_addr, certificates.context)
+    _log.info(logs.TLS_LISTENING, port=port)
+    domains = config.base_domain
+    domain = next((name for name in domains if certificates.stand_for(f"any.{name}")), domains[0])
+    return f"https://<subdomain>.{domain}:{port}"
 
 
 def base_url(config: Config, proxy_port: int) -> Callable[[str], str]:

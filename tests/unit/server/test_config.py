@@ -18,6 +18,9 @@ from hatchvm.server.config import Config, load
 PAGE: Final = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
 #: variable -> others that it needs to be set, or not to be.
 WITH: Final[dict[str, dict[str, str]]] = {
+    "HATCH_TLS_ADDR": {"HATCH_TLS_CERT": "/c.pem", "HATCH_TLS_KEY": "/k.pem"},
+    "HATCH_TLS_CERT": {"HATCH_TLS_KEY": "/k.pem,/l.pem"},
+    "HATCH_TLS_KEY": {"HATCH_TLS_CERT": "/c.pem"},
     "HATCH_S3_ENDPOINT": {"HATCH_S3_BUCKET": "my-bucket"},
     "HATCH_S3_REGION": {"HATCH_S3_BUCKET": "my-bucket"},
     "HATCH_S3_ACCESS_KEY": {"HATCH_S3_BUCKET": "my-bucket", "HATCH_S3_SECRET_KEY": "secret"},
@@ -36,6 +39,9 @@ GOOD: Final[dict[str, tuple[str, object]]] = {
     "HATCH_BASE_DOMAIN": ("Hatch.Example.com., x", ("hatch.example.com", "x")),
     "HATCH_DNS_SERVER": ("[2001:db8::53]:5353", ("2001:db8::53", 5353)),
     "HATCH_ACCESS_LOG": ("0.01", 0.01),
+    "HATCH_TLS_ADDR": (":443", ("0.0.0.0", 443)),
+    "HATCH_TLS_CERT": ("/c.pem, d.pem", (Path("/c.pem"), Path("d.pem"))),
+    "HATCH_TLS_KEY": ("/k.pem,", (Path("/k.pem"),)),
     "HATCH_DATA_DIR": ("/d", Path("/d")),
     "HATCH_CACHE_DIR": ("/c", Path("/c")),
     "DATABASE_URL": ("sqlite:////x.db", "sqlite:////x.db"),
@@ -83,6 +89,7 @@ BAD: Final[dict[str, list[str]]] = {
     "HATCH_HTTP_ADDR": ["8080", "127.0.0.1", "127.0.0.1:", "127.0.0.1:x", "127.0.0.1:65536", ":-1", ":²"],
     "HATCH_PROXY_ADDR": ["9090"],
     "HATCH_ACCESS_LOG": ["yes", "1.5", "-1", "nan"],
+    "HATCH_TLS_ADDR": ["443"],
     "HATCH_BASE_DOMAIN": [",", "a..b", "-a", "a_b", "a b", "http://a", "x" * 64, "ä"],
     "HATCH_DNS_SERVER": [
         "ns.example.com",
@@ -270,6 +277,21 @@ def test_a_store_in_two_places_or_in_half_a_place_is_refused(
 def test_snapshots_are_switched_off_whatever_else_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     setenv(monkeypatch, {"HATCH_S3_BUCKET": "abc", "HATCH_SNAPSHOT_STORE": "none"})
     assert load().snapshot_store == "none"
+
+
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"HATCH_TLS_CERT": "a,b", "HATCH_TLS_KEY": "a"}, "HATCH_TLS_CERT and HATCH_TLS_KEY: name as many keys"),
+        ({"HATCH_TLS_KEY": "a"}, "HATCH_TLS_CERT and HATCH_TLS_KEY: name as many keys"),
+        ({"HATCH_TLS_ADDR": ":443"}, "HATCH_TLS_ADDR: it needs HATCH_TLS_CERT and HATCH_TLS_KEY"),
+    ],
+    ids=["one key too few", "no certificate", "a port for nothing"],
+)
+def test_half_of_a_tls_port_is_refused(values: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    setenv(monkeypatch, values)
+    with pytest.raises(Invalid, match=f"^{sentence}"):
+        load()
 
 
 @pytest.mark.parametrize("cache", ["", "/xdg"])

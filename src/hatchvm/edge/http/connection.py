@@ -94,7 +94,8 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
         self._peer = (transport.get_extra_info("peername") or ("unknown",))[0]  # None: it has gone already
-        forwarded = f"X-Forwarded-For: {self._peer}\r\nX-Forwarded-Proto: http\r\n"
+        scheme = "http" if transport.get_extra_info("ssl_object") is None else "https"
+        forwarded = f"X-Forwarded-For: {self._peer}\r\nX-Forwarded-Proto: {scheme}\r\n"
         self._relay.client_made(forwarded.encode(), _ids())
         # A client that vanished without a word must not keep a silent stream for ever.
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ssl
 from collections.abc import Sequence
 from typing import Final
 
@@ -13,6 +14,7 @@ from hatchvm.edge.http.connector import Connector
 from hatchvm.edge.http.hosts import Hosts
 from hatchvm.edge.http.ledger import Ledger
 from hatchvm.edge.http.limits import Limits
+from hatchvm.edge.http.tls.listener import TLSListener
 from hatchvm.ports.gate import Gate
 
 _SWEEP_INTERVAL_S: Final = 0.5
@@ -51,6 +53,7 @@ class ProxyServer:
         self._connections: set[ClientConnection] = set()
         self._empty = asyncio.Event()
         self._server: asyncio.Server | None = None
+        self._tls: TLSListener | None = None
         self._timer: asyncio.TimerHandle | None = None
 
     async def start(self, host: str, port: int) -> int:
@@ -60,10 +63,17 @@ class ProxyServer:
         self._tick()
         return int(self._server.sockets[0].getsockname()[1])
 
+    async def start_tls(self, host: str, port: int, context: ssl.SSLContext) -> int:
+        """Listen for TLS as well, after `start`; return the port. Raises OSError if it is taken."""
+        self._tls = TLSListener(context, lambda: ClientConnection(self))
+        return await self._tls.start(host, port, backlog=_BACKLOG)
+
     async def close(self) -> None:
         """Stop listening, give exchanges under way a moment to end, and cut what is left."""
         if self._server:
             self._server.close()
+        if self._tls:
+            self._tls.close()
         if self._timer:
             self._timer.cancel()
         for connection in list(self._connections):
