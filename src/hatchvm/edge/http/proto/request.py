@@ -24,6 +24,8 @@ from hatchvm.edge.http.proto.fields import (
 #: RFC 9110, 9.2.2: repeating such a request asks for nothing more than sending it once.
 _IDEMPOTENT: Final = frozenset({b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"})
 _SLASH: Final = ord("/")
+#: gRPC proper; gRPC-Web is made for HTTP/1.1.
+_GRPC: Final = re.compile(rb"\r\n(?i:content-type): *application/grpc(?:[\r;+ ]|\Z)")
 _TARGET: Final = re.compile(rb"[\x21-\x7e]+")
 _ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _START_LINE: Final = re.compile(rb"(%b) (%b) (HTTP/1\.[01])" % (TOKEN.pattern, _TARGET.pattern))
@@ -34,7 +36,7 @@ _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
 class Fields:
     """What the relay knows of a request's field lines. Never changed: requests share it."""
 
-    __slots__ = ("block", "host", "id", "keep_alive", "length", "upgrade")
+    __slots__ = ("block", "grpc", "host", "id", "keep_alive", "length", "upgrade")
 
     def __init__(
         self, host: bytes, block: bytes, length: int, *, request_id: bytes, keep_alive: bool, upgrade: bool
@@ -45,13 +47,26 @@ class Fields:
         self.length = length
         self.keep_alive = keep_alive
         self.upgrade = upgrade
+        self.grpc = _GRPC.search(block) is not None
 
 
 class Request:
     """What the relay knows of a request. `head` is ready for the guest but for the lines that tell who the client is,
     the request's id, and the blank line."""
 
-    __slots__ = ("head", "host", "id", "idempotent", "keep_alive", "length", "method", "old", "target", "upgrade")
+    __slots__ = (
+        "grpc",
+        "head",
+        "host",
+        "id",
+        "idempotent",
+        "keep_alive",
+        "length",
+        "method",
+        "old",
+        "target",
+        "upgrade",
+    )
 
     def __init__(self, method: bytes, target: bytes, head: bytes, old: bool, fields: Fields) -> None:
         self.method = method
@@ -64,6 +79,7 @@ class Request:
         self.length = fields.length  # bytes of body; CHUNKED if it tells its length itself
         self.keep_alive = fields.keep_alive
         self.upgrade = fields.upgrade  # a 101 is welcome
+        self.grpc = fields.grpc  # only servers that speak HTTP/2 understand it
 
 
 def parse_request(head: bytes) -> Request:
