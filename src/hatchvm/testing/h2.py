@@ -80,6 +80,22 @@ class H2Client:
         self.conn.send_data(stream_id, data, end_stream=end)
         await self.flush()
 
+    async def upload(self, stream_id: int, size: int) -> int:
+        """Send up to `size` bytes of a body, whose end this is not; stop when the proxy takes no more. Returns how
+        many went."""
+        sent = quiet = 0
+        while sent < size and quiet < 300:
+            room = min(self.conn.local_flow_control_window(stream_id), 16_384, size - sent)
+            if room:
+                await self.say(stream_id, bytes(room))
+                sent, quiet = sent + room, 0
+            try:
+                async with asyncio.timeout(0):
+                    await self.read()
+            except TimeoutError:
+                quiet += 1
+        return sent
+
     async def answer(self, stream_id: int) -> Answer:
         """Read until the stream has ended one way or the other."""
         answer = self.answers[stream_id]

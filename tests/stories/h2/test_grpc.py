@@ -45,6 +45,10 @@ class Service:
         for number in range(int(request)):
             yield b"%d" % number
 
+    async def blocks(self, request: bytes, context: Context) -> AsyncIterator[bytes]:
+        for _ in range(200):
+            yield bytes(100_000)
+
     async def talk(self, requests: AsyncIterator[bytes], context: Context) -> AsyncIterator[bytes]:
         async for request in requests:
             yield request.upper()
@@ -63,6 +67,7 @@ class Service:
         return {
             "echo": grpc.unary_unary_rpc_method_handler(self.echo),
             "count": grpc.unary_stream_rpc_method_handler(self.count),
+            "blocks": grpc.unary_stream_rpc_method_handler(self.blocks),
             "talk": grpc.stream_stream_rpc_method_handler(self.talk),
             "gather": grpc.stream_unary_rpc_method_handler(self.gather),
             "sleep": grpc.unary_unary_rpc_method_handler(self.sleep),
@@ -247,17 +252,24 @@ async def test_a_guest_that_does_not_read(stage: Stage) -> None:
     await stage.guest(guest)
     client = await H2Client.open(stage)
     stream = await client.ask(end=False, fields=GRPC, method="POST", path=ECHO)
-    sent = 0
-    while sent < 512 * 1024:
-        room = min(client.conn.local_flow_control_window(stream), 16_384)
-        if not room and stage.proxy.buffered_bytes > 100 * 1024:
-            break
-        if room:
-            await client.say(stream, bytes(room))
-            sent += room
-        else:
-            await client.read()
-    assert 64 * 1024 < sent < 512 * 1024
+    assert 64 * 1024 < await client.upload(stream, 5_000_000) < 1024 * 1024
     client.conn.reset_stream(stream)
     await client.flush()
     await stage.gate.until_released(VM)
+
+
+async def test_a_client_that_does_not_read_holds_the_guest_back(stage: Stage, service: Service) -> None:
+    """The guest has 20 MB to say; the client gives no window back until the end."""
+    client = await H2Client.open(stage, generous=False)
+    client.conn.increment_flow_control_window(1 << 25)
+    stream = await client.ask(end=False, fields=GRPC, method="POST", path="/test.Service/blocks")
+    await client.say(stream, b"\0\0\0\0\0", end=True)
+    while len(client.answers[stream].body) < 65_535:
+        await client.read()
+    for _ in range(3000):
+        await asyncio.sleep(0)  # time to say more than it should
+    assert 64 * 1024 < stage.proxy.buffered_bytes < 1024 * 1024
+    client.conn.increment_flow_control_window(1 << 25, stream)
+    await client.flush()
+    answer = await client.answer(stream)
+    assert (len(answer.body), dict(answer.trailers)[b"grpc-status"]) == (200 * 100_005, b"0")
