@@ -11,7 +11,7 @@ import grpc
 import grpc.aio
 import pytest
 
-from hatchvm.testing.h2 import H2Client
+from hatchvm.testing.http.h2 import H2Client
 from hatchvm.testing.stage import Stage, Wire
 
 VM = "vm-app"

@@ -11,7 +11,7 @@ import pytest
 from h2.errors import ErrorCodes
 
 from hatchvm.base.tasks import spawn
-from hatchvm.testing.h2 import H2Client, run_curl
+from hatchvm.testing.http.h2 import H2Client, run_curl
 from hatchvm.testing.stage import Stage, Wire
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: keep-alive\r\nX-Kind: plain\r\n\r\nok"

@@ -22,7 +22,7 @@ from hyperframe.frame import (
 )
 
 from hatchvm.base.tasks import spawn
-from hatchvm.testing.h2 import H2Client
+from hatchvm.testing.http.h2 import H2Client
 from hatchvm.testing.stage import Stage, Wire
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uvloop
 
-from hatchvm.testing.h2 import H2Client
+from hatchvm.testing.http.h2 import H2Client
 from hatchvm.testing.stage import Stage, Wire
 
 SIZE = 2_000_000
