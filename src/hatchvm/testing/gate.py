@@ -149,4 +149,7 @@ class FakeGate:
         except OSError as error:
             sock.close()
             raise Upstream("upstream refused connection", detail=str(error)) from error
+        except asyncio.CancelledError:
+            sock.close()
+            raise
         return sock

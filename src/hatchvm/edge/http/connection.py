@@ -50,6 +50,19 @@ def _ids() -> Iterator[bytes]:
     return map((token_hex(6).encode() + b"-%x").__mod__, count(1))
 
 
+class Accepted(Protocol):
+    """A client's connection, for whoever looks after all of them."""
+
+    def drain(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+    def look(self, now: float) -> None: ...
+
+    @property
+    def buffered_bytes(self) -> int: ...
+
+
 class House(Protocol):
     """What every connection of one proxy shares."""
 
@@ -60,9 +73,9 @@ class House(Protocol):
     hosts: Hosts
     ledger: Ledger
 
-    def opened(self, connection: ClientConnection) -> None: ...
+    def opened(self, connection: Accepted) -> None: ...
 
-    def closed(self, connection: ClientConnection) -> None: ...
+    def closed(self, connection: Accepted) -> None: ...
 
 
 class ClientConnection(asyncio.Protocol):
@@ -79,6 +92,7 @@ class ClientConnection(asyncio.Protocol):
         self._bytes_out = 0
         self._began = 0.0
         self._woke = False
+        self._h2 = False  # the guest is asked in HTTP/2
         self._hold: Hold | None = None
         self._upstream: Upstream | None = None
         self._connecting: asyncio.Task[Upstream] | None = None
@@ -193,6 +207,7 @@ class ClientConnection(asyncio.Protocol):
         self._woke = False
         try:
             route = self._route = house.hosts.route(request.host)
+            self._h2 = request.grpc
             # The hold comes before the question: a suspend under way sees it and is taken back.
             self._hold = house.gate.hold(route.vm_id, "http", self._peer)
             awake = house.gate.ready(route)
@@ -200,7 +215,7 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(error)
             return
         target = route.vm_id, route.target_port
-        upstream = house.connector.pooled(target, repeatable=request.idempotent) if awake else None
+        upstream = house.connector.pooled(target, repeatable=request.idempotent, h2=self._h2) if awake else None
         if upstream:
             self._attach(upstream)
         else:
@@ -265,7 +280,7 @@ class ClientConnection(asyncio.Protocol):
         if not awake:
             self._woke = True
             self._relay.waking()
-        work = self._house.connector.connect(self._route, awake=awake, fresh=fresh, by=self._peer)
+        work = self._house.connector.connect(self._route, awake=awake, fresh=fresh, by=self._peer, h2=self._h2)
         self._connecting = tasks.spawn(work, name=f"connect to {self._route.vm_id}")
         self._connecting.add_done_callback(self._connected)
 

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from typing import Final
 
 from hatchvm.base.clock import Clock, SystemClock
-from hatchvm.edge.http.connection import ClientConnection
+from hatchvm.edge.http.connection import Accepted
 from hatchvm.edge.http.connector import Connector
+from hatchvm.edge.http.h2.door import Door
 from hatchvm.edge.http.hosts import Hosts
 from hatchvm.edge.http.ledger import Ledger
 from hatchvm.edge.http.limits import Limits
@@ -50,7 +51,7 @@ class ProxyServer:
         )
         self.clock = clock or SystemClock()
         self.connector = Connector(gate, self.limits, self.clock)
-        self._connections: set[ClientConnection] = set()
+        self._connections: set[Accepted] = set()
         self._empty = asyncio.Event()
         self._server: asyncio.Server | None = None
         self._tls: TLSListener | None = None
@@ -59,7 +60,7 @@ class ProxyServer:
     async def start(self, host: str, port: int) -> int:
         """Listen; return the port, which the system chose if `port` is 0. Raises OSError if it is taken."""
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: ClientConnection(self), host, port, backlog=_BACKLOG)
+        self._server = await loop.create_server(lambda: Door(self), host, port, backlog=_BACKLOG)
         self._tick()
         return int(self._server.sockets[0].getsockname()[1])
 
@@ -105,10 +106,10 @@ class ProxyServer:
 
     # -- connection.House
 
-    def opened(self, connection: ClientConnection) -> None:
+    def opened(self, connection: Accepted) -> None:
         self._connections.add(connection)
 
-    def closed(self, connection: ClientConnection) -> None:
+    def closed(self, connection: Accepted) -> None:
         self._connections.discard(connection)
         if not self._connections:
             self._empty.set()

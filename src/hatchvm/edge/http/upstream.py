@@ -36,7 +36,7 @@ class Upstream(asyncio.Protocol):
         self.user: User | None = None
         self.served = False  # it has carried a request before
         self._ended = False
-        self._pool = pool
+        self.pool = pool
         self._slot: Slot | None = slot
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
 
@@ -99,7 +99,7 @@ class Upstream(asyncio.Protocol):
         if user:
             user.upstream_lost(broken=exc is not None)
         else:
-            self._pool.discard(self)
+            self.pool.discard(self)
 
     def pause_writing(self) -> None:
         if self.user:

@@ -27,6 +27,8 @@ _VERSION: Final = re.compile(rb"HTTP/[0-9]\.[0-9]")
 #: RFC 9113 has removed this upgrade; a guest that took it would speak what no relay of HTTP/1.1 understands.
 _HTTP_2: Final = frozenset({b"h2c", b"h2"})
 _SLASH: Final = ord("/")
+#: gRPC proper; gRPC-Web is made for HTTP/1.1.
+_GRPC: Final = re.compile(rb"\r\n(?i:content-type): *application/grpc(?:[\r;+ ]|\Z)")
 _TARGET: Final = re.compile(rb"[\x21-\x7e]+")
 _ID: Final = re.compile(rb"[\x21-\x7e]{1,128}")
 _START_LINE: Final = re.compile(rb"(%b) (%b) (HTTP/1\.[01])" % (TOKEN.pattern, _TARGET.pattern))
@@ -38,7 +40,7 @@ _HOST: Final = re.compile(rb"[A-Za-z0-9._~%!$&'()*+;=:\[\]-]*")
 class Fields:
     """What the relay knows of a request's field lines. Never changed: requests share it."""
 
-    __slots__ = ("block", "host", "id", "keep_alive", "length", "upgrade")
+    __slots__ = ("block", "grpc", "host", "id", "keep_alive", "length", "upgrade")
 
     def __init__(
         self, host: bytes, block: bytes, length: int, *, request_id: bytes, keep_alive: bool, upgrade: bool
@@ -49,13 +51,26 @@ class Fields:
         self.length = length
         self.keep_alive = keep_alive
         self.upgrade = upgrade
+        self.grpc = _GRPC.search(block) is not None
 
 
 class Request:
     """What the relay knows of a request. `head` is ready for the guest but for the lines that tell who the client is,
     the request's id, and the blank line."""
 
-    __slots__ = ("head", "host", "id", "idempotent", "keep_alive", "length", "method", "old", "target", "upgrade")
+    __slots__ = (
+        "grpc",
+        "head",
+        "host",
+        "id",
+        "idempotent",
+        "keep_alive",
+        "length",
+        "method",
+        "old",
+        "target",
+        "upgrade",
+    )
 
     def __init__(self, method: bytes, target: bytes, head: bytes, old: bool, fields: Fields) -> None:
         self.method = method
@@ -68,6 +83,7 @@ class Request:
         self.length = fields.length  # bytes of body; CHUNKED if it tells its length itself
         self.keep_alive = fields.keep_alive
         self.upgrade = fields.upgrade  # a 101 is welcome
+        self.grpc = fields.grpc  # only servers that speak HTTP/2 understand it
 
 
 def parse_request(head: bytes) -> Request:
