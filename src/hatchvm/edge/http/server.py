@@ -66,7 +66,7 @@ class ProxyServer:
 
     async def start_tls(self, host: str, port: int, context: ssl.SSLContext) -> int:
         """Listen for TLS as well, after `start`; return the port. Raises OSError if it is taken."""
-        self._tls = TLSListener(context, lambda: ClientConnection(self))
+        self._tls = TLSListener(context, lambda: Door(self))
         return await self._tls.start(host, port, backlog=_BACKLOG)
 
     async def close(self) -> None:

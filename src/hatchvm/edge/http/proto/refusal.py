@@ -16,12 +16,12 @@ class Refusal:
     sentence: str
     retry_after_s: float | None = None
 
-    def answer(self, date: str, *, close: bool, bodiless: bool = False) -> bytes:
+    def answer(self, date: str = "", *, close: bool, bodiless: bool = False) -> bytes:
         """The whole answer. `bodiless`: it answers a HEAD. `close`: say that the connection ends with it."""
         body = json.dumps({"error": self.sentence}).encode() + b"\n"
         lines = [
             f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}",
-            f"Date: {date}",
+            *([f"Date: {date}"] if date else ()),
             "Content-Type: application/json",
             f"Content-Length: {len(body)}",
         ]

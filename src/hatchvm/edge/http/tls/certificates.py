@@ -26,7 +26,7 @@ from hatchvm.telemetry import logs
 _log = structlog.get_logger()
 
 #: What is offered to clients by ALPN, in the order of preference.
-ALPN: Final = ("http/1.1",)
+ALPN: Final = ("h2", "http/1.1")
 _CIPHERS: Final = (
     "ECDHE-ECDSA-AES128-GCM-SHA256:ECDHE-RSA-AES128-GCM-SHA256:ECDHE-ECDSA-AES256-GCM-SHA384:"
     "ECDHE-RSA-AES256-GCM-SHA384:ECDHE-ECDSA-CHACHA20-POLY1305:ECDHE-RSA-CHACHA20-POLY1305"
