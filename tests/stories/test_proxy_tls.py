@@ -22,6 +22,7 @@ from hatchvm.base.errors import Unavailable
 from hatchvm.server import doors
 from hatchvm.server.config import load
 from hatchvm.testing.edge.tls import TLSStage, make_pair, trusting
+from hatchvm.testing.http.h2 import run_curl
 from hatchvm.testing.stage import Stage, Wire
 
 HOST: Final = b"Host: app.hatch.local\r\n"
@@ -334,16 +335,10 @@ async def httpx_and_curl(tls: TLSStage, folder: Path) -> None:
                 address, headers={"Host": "app.hatch.local"}, extensions={"sni_hostname": "app.hatch.local"}
             )
             assert (answer.status_code, answer.text) == (200, "ok")
-    run = await asyncio.create_subprocess_exec(
-        *("curl", "--silent", "--show-error", "--fail", "--cacert", str(folder / "wild.pem")),
-        *("--resolve", f"app.hatch.local:{tls.port}:127.0.0.1", "--data-binary", "@-"),
-        f"https://app.hatch.local:{tls.port}/",
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-    )
-    out, err = await run.communicate()
-    assert (out, err) == (b"ok", b"")
+    name = "--resolve", f"app.hatch.local:{tls.port}:127.0.0.1", f"https://app.hatch.local:{tls.port}/"
+    for protocol in ("2", "1.1"):
+        own = "--cacert", str(folder / "wild.pem"), f"--http{protocol}", "-w", "%{http_version}"
+        assert await run_curl(*own, *name) == b"ok" + protocol.encode()
 
 
 @pytest.mark.parametrize("loop_factory", [asyncio.new_event_loop, uvloop.new_event_loop], ids=["asyncio", "uvloop"])

@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 import socket
-from asyncio.subprocess import DEVNULL, PIPE
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, PIPE
 from typing import Any, Final, TypeAlias
 
 import uvicorn
@@ -143,10 +144,11 @@ class Ran:
 async def run(*argv: str | Path, cwd: Path | None = None) -> Ran:
     """Run a program to its end, without input and without proxies from the environment."""
     alone = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    child = await asyncio.create_subprocess_exec(*argv, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, cwd=cwd, env=alone)
-    out, err = await child.communicate()
-    assert child.returncode is not None
-    return Ran(child.returncode, out, err.decode(errors="replace"))
+    # In a thread: asyncio lets go of a child only some turns of its loop after the end, when a test may be over.
+    done = await asyncio.to_thread(
+        lambda: subprocess.run(argv, stdin=DEVNULL, stdout=PIPE, stderr=PIPE, cwd=cwd, env=alone, check=False)
+    )
+    return Ran(done.returncode, done.stdout, done.stderr.decode(errors="replace"))
 
 
 def reset_peak() -> int:

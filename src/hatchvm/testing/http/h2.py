@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -149,7 +150,5 @@ class H2Client:
 
 async def run_curl(*args: str, stdin: bytes = b"") -> bytes:
     """What the system's curl prints."""
-    process = await asyncio.create_subprocess_exec(
-        "curl", "-sS", *args, stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE
-    )
-    return (await process.communicate(stdin))[0]
+    argv = ["curl", "-sS", *args]
+    return (await asyncio.to_thread(subprocess.run, argv, input=stdin, stdout=subprocess.PIPE, check=True)).stdout
