@@ -161,6 +161,7 @@ class Config(BaseSettings):
 
     http_addr: Address = ("127.0.0.1", 8080)
     proxy_addr: Address = ("127.0.0.1", 9090)
+    proxy_workers: Annotated[int, Field(ge=0, le=256)] = 0
     base_domain: Domains = Field(
         ("hatch.local", "hatch.localhost"),
         validation_alias=AliasChoices("HATCH_BASE_DOMAIN", "HATCH_PROXY_BASE_DOMAIN"),

@@ -57,10 +57,15 @@ class ProxyServer:
         self._tls: TLSListener | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; return the port, which the system chose if `port` is 0. Raises OSError if it is taken."""
+    async def start(self, host: str, port: int, *, shared: bool = False) -> int:
+        """Listen; return the port, which the system chose if `port` is 0. Raises OSError if it is taken.
+
+        `shared`: other processes of this user may listen there too; the system spreads connections over all of them.
+        """
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Door(self), host, port, backlog=_BACKLOG)
+        self._server = await loop.create_server(
+            lambda: Door(self), host, port, backlog=_BACKLOG, reuse_port=shared or None
+        )
         self._tick()
         return int(self._server.sockets[0].getsockname()[1])
 
