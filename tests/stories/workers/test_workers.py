@@ -14,8 +14,8 @@ import uvloop
 
 from hatchvm.base.errors import Unavailable, Upstream
 from hatchvm.domain.lifecycle import State
+from hatchvm.testing.edge.workers import WorkerStage, workers_over
 from hatchvm.testing.stage import Wire
-from hatchvm.testing.workers import WorkerStage, workers_over
 
 HOST = b"Host: app.hatch.local\r\n"
 GET = b"GET / HTTP/1.1\r\n" + HOST + b"\r\n"

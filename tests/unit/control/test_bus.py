@@ -53,3 +53,10 @@ async def test_a_listener_hears_of_his_vm_only() -> None:
         event = await hearing
     assert (event.id, event.vm_id, event.state) == (2, "vm-2", State.RUNNING)
     bus.publish("vm.booted", vm(2))
+
+
+def test_a_watcher_is_told_before_anything_else_happens() -> None:
+    bus, seen = Bus(SteeredClock()), []
+    bus.watchers.append(seen.append)
+    bus.publish("vm.booted", vm(1))
+    assert [(event.type, event.vm_id) for event in seen] == [("vm.booted", "vm-1")]
