@@ -44,10 +44,6 @@ class HouseFeed:
             self._tell(_sight(owner.vm))
 
     def _route(self, route: Route, there: bool) -> None:
-        # A new VM has no event of its own before it has booted, but may have a route.
-        owner = self._ctx.owners.find(route.vm_id)
-        if there and owner is not None:
-            self._tell(_sight(owner.vm))
         for listener in self._listeners:
             listener.saw_route(route, there=there)
 

@@ -27,7 +27,7 @@ class Listener(Protocol):
         """A VM is so now."""
 
     def saw_route(self, route: Route, *, there: bool) -> None:
-        """A route is there, new or changed; or (False) no longer."""
+        """A route is there, new or changed; or (False) no longer. Its VM was seen before."""
 
 
 class Feed(Protocol):

@@ -116,8 +116,7 @@ async def test_a_wake_that_fails_is_told_as_it_is() -> None:
         stage.gate.move(VM, State.SNAPSHOTTED)
         stage.gate.wake_error = Unavailable("failed to wake vm", retry_after_s=7)
         stage.gate.wake.set()
-        await until(lambda: stage.gate.states[VM] is State.SNAPSHOTTED)
-        head, body = await stage.ask(GET)
+            head, body = await stage.ask(GET)
         assert head.startswith(b"HTTP/1.1 503")
         assert b"Retry-After: 7" in head
         assert b"failed to wake vm" in body
@@ -255,8 +254,9 @@ async def test_exchanges_under_way_end_when_the_workers_are_told_to_go() -> None
 
 
 def refused(port: int) -> bool:
-    listening = Path("/proc/net/tcp").read_text().splitlines()[1:]
-    return not any(f":{port:04X} " in line.split()[1] + " " and line.split()[3] == "0A" for line in listening)
+    """True: nobody listens there."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    return not any(local.endswith(f":{port:04X}") and state == "0A" for _, local, _, state, *_ in sockets)
 
 
 async def test_a_taken_port_is_an_error_of_the_start() -> None:
