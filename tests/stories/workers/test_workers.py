@@ -116,7 +116,7 @@ async def test_a_wake_that_fails_is_told_as_it_is() -> None:
         stage.gate.move(VM, State.SNAPSHOTTED)
         stage.gate.wake_error = Unavailable("failed to wake vm", retry_after_s=7)
         stage.gate.wake.set()
-            head, body = await stage.ask(GET)
+        head, body = await stage.ask(GET)
         assert head.startswith(b"HTTP/1.1 503")
         assert b"Retry-After: 7" in head
         assert b"failed to wake vm" in body

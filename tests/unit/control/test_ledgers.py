@@ -128,7 +128,7 @@ def test_what_is_noticed_late_takes_no_activity_back() -> None:
 async def test_a_hold_that_is_dropped_was_active_when_it_was_last_touched() -> None:
     clock = SteeredClock()
     activity = Activity(clock, None)
-    hold = activity.hold()
+    hold = ActivityHold(activity, "http", "")
     draining = tasks.spawn(activity.drained(1000), name="drain")
     await asyncio.sleep(0)
     at = clock.now()
