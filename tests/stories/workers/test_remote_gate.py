@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -13,7 +14,7 @@ from hatchvm.base.errors import Unavailable, Upstream
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.route import Route
 from hatchvm.edge.http.workers.gate import KEEP_S, RemoteGate
-from hatchvm.edge.http.workers.wire import Cancel, Come, Dial, Done, Failed, Left, Need, Report, Used
+from hatchvm.edge.http.workers.wire import Cancel, Come, Dial, Done, Failed, Left, Need, Report, RouteRow, Used
 from hatchvm.ports.feed import Sight
 from hatchvm.testing.clock import SteeredClock
 
@@ -184,6 +185,15 @@ async def test_a_question_may_fail(told: Told) -> None:
     told.gate.answered(Failed.of(question.number, Unavailable("failed to wake vm", retry_after_s=2)), None)
     with pytest.raises(Unavailable, match="failed to wake vm"):
         await needing
+
+
+async def test_a_domain_leads_to_its_route_once_it_is_verified(told: Told) -> None:
+    told.gate.saw_routes([RouteRow.of(replace(ROUTE, domain="app.example")).route()])
+    assert told.gate.domain("app.example") is None
+    told.gate.saw_routes([RouteRow.of(replace(ROUTE, domain="app.example", domain_verified_at=NOW)).route()])
+    assert told.gate.domain("app.example") == replace(ROUTE, domain="app.example", domain_verified_at=NOW)
+    told.gate.saw_routes([ROUTE])
+    assert told.gate.domain("app.example") is None
 
 
 async def test_vms_are_found_by_their_names(told: Told) -> None:

@@ -53,7 +53,7 @@ _DOMAINS: Final = st.tuples(st.sampled_from([None, "a.example", "b.example"]), s
     )
 )
 def test_the_table_is_what_the_rows_are(moves: list[tuple[str, int, int, str, tuple[str | None, bool]]]) -> None:
-    """Against a plain dictionary of rows, in which a subdomain is unique, and so is a verified domain. A copy hears of changes."""
+    """Against plain rows, in which a subdomain is unique, and so is a verified domain. A copy hears of changes."""
     table, copy = RouteTable(), RouteTable()
     table.watchers.append(lambda one, there: copy.put(one) if there else copy.remove(one))
     rows: dict[str, Route] = {}

@@ -82,6 +82,9 @@ class RemoteGate:
     def route(self, subdomain: str) -> Route | None:
         return self._routes.find(subdomain)
 
+    def domain(self, name: str) -> Route | None:
+        return self._routes.domain(name)
+
     def find(self, name: str) -> str | None:
         if name in self._vms:
             return name

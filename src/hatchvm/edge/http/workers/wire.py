@@ -92,7 +92,7 @@ class VMs(_Message, tag="vms"):
 
 
 class RouteRow(_Message):
-    """See `domain.route.Route`."""
+    """See `domain.route.Route`, of which a door needs not all."""
 
     id: _ID
     vm_id: _ID
@@ -101,6 +101,8 @@ class RouteRow(_Message):
     auto_wake: bool
     created_at: _When
     updated_at: _When
+    domain: _Text | None = None
+    domain_verified_at: _When | None = None
 
     @classmethod
     def of(cls, route: Route) -> RouteRow:
