@@ -20,6 +20,7 @@ from hatchvm.base.errors import Unavailable
 from hatchvm.domain.lifecycle import ENDED
 from hatchvm.edge.http.counters import RouteCounters
 from hatchvm.edge.http.ledger import Ledger
+from hatchvm.edge.http.limits import FRESH_SLOTS
 from hatchvm.edge.http.server import ProxyServer
 from hatchvm.edge.http.tls.certificates import Certificates, Pair
 from hatchvm.edge.http.workers.wire import Settings
@@ -138,6 +139,9 @@ def _worker_settings(config: Config, host: str, port: int) -> Settings:
         base_domains=list(config.base_domain),
         wake_timeout_s=config.proxy_wake_timeout,
         stream_idle_timeout_s=config.stream_idle_timeout,
+        # Together they knock at a guest no more often than one proxy does, as far as that can be divided.
+        fresh_slots=max(1, FRESH_SLOTS // config.proxy_workers),
+        access_log=config.access_log,
         log_level=config.log_level,
         log_format=logs.format_of(config.log_format),
     )

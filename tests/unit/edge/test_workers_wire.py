@@ -32,6 +32,8 @@ orders = st.one_of(
         st.lists(texts),
         seconds,
         seconds,
+        st.integers(1, 8),
+        st.floats(0, 1),
         st.sampled_from(["debug", "error"]),
         st.sampled_from(["json", "console"]),
     ),

@@ -14,7 +14,7 @@ from hatchvm.edge.http.connector import Connector
 from hatchvm.edge.http.h2.door import Door
 from hatchvm.edge.http.hosts import Hosts
 from hatchvm.edge.http.ledger import Ledger
-from hatchvm.edge.http.limits import Limits
+from hatchvm.edge.http.limits import FRESH_SLOTS, Limits
 from hatchvm.edge.http.tls.listener import TLSListener
 from hatchvm.ports.gate import Gate
 
@@ -34,10 +34,11 @@ class ProxyServer:
         stream_idle_timeout_s: float,
         answer_timeout_s: float = 300.0,
         access_log: float = 0.0,
+        fresh_slots: int = FRESH_SLOTS,
         clock: Clock | None = None,
     ) -> None:
         """`base_domains`: lower case, without a leading dot. `answer_timeout_s`: silence before an answer's head.
-        `access_log`: see `Ledger`.
+        `access_log`: see `Ledger`. `fresh_slots`: see `Limits`; fewer if other processes knock at the same guests.
 
         Durations are seconds.
         """
@@ -48,6 +49,7 @@ class ProxyServer:
             wake_timeout_s=wake_timeout_s,
             stream_idle_timeout_s=stream_idle_timeout_s,
             answer_timeout_s=answer_timeout_s,
+            fresh_slots=fresh_slots,
         )
         self.clock = clock or SystemClock()
         self.connector = Connector(gate, self.limits, self.clock)

@@ -111,6 +111,8 @@ def workers_over(gate: Lender, feed: Feed, count: int, *, silence_s: float = 10.
             base_domains=["hatch.local", "hatch.localhost"],
             wake_timeout_s=30,
             stream_idle_timeout_s=900,
+            fresh_slots=4,
+            access_log=0,
             log_level="warning",
             log_format="json",
         )

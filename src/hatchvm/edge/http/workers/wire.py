@@ -58,13 +58,18 @@ class _Message(Struct, array_like=True, forbid_unknown_fields=True):
 
 
 class Settings(_Message, tag="settings"):
-    """The first message: all a worker needs of the configuration. Seconds; `base_domains` are lower case."""
+    """The first message: all a worker needs of the configuration. Seconds; `base_domains` are lower case.
+
+    `fresh_slots`: this worker's share of `Limits.fresh_slots`. `access_log`: see `Ledger`.
+    """
 
     host: _Text
     port: _Port
     base_domains: list[_Text]
     wake_timeout_s: _Seconds
     stream_idle_timeout_s: _Seconds
+    fresh_slots: Annotated[int, Meta(ge=1)]
+    access_log: Annotated[float, Meta(ge=0, le=1)]
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["json", "console"]
 

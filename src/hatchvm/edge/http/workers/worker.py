@@ -111,6 +111,8 @@ class Worker:
             base_domains=settings.base_domains,
             wake_timeout_s=settings.wake_timeout_s,
             stream_idle_timeout_s=settings.stream_idle_timeout_s,
+            fresh_slots=settings.fresh_slots,
+            access_log=settings.access_log,
         )
         self._gate.forget = proxy.forget
         listening = False
