@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Final
 
 from bench.report import Row, machine, median, publish
+from hatchvm.base.loop import loop_factory
 from hatchvm.base.units import MIB
 from hatchvm.edge.ssh import allow
 from hatchvm.edge.ssh.gateway import SSHGateway
 from hatchvm.edge.ssh.reach import GUEST_PORT
-from hatchvm.server.main import loop_factory
 from hatchvm.testing import ssh
 from hatchvm.testing.gate import FakeGate
 from hatchvm.testing.stage import VM, free_port

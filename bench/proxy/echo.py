@@ -12,7 +12,7 @@ import time
 from typing import Final, cast
 
 from bench.proxy import frames
-from hatchvm.server.main import loop_factory
+from hatchvm.base.loop import loop_factory
 
 _ASK: Final = (
     "GET / HTTP/1.1\r\nHost: {host}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"

@@ -12,7 +12,7 @@ import sys
 from typing import Final, cast
 
 from bench.proxy import frames
-from hatchvm.server.main import loop_factory
+from hatchvm.base.loop import loop_factory
 
 _OK: Final = b"HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\nContent-Length: 3\r\n\r\nok\n"
 _MAGIC: Final = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"  # RFC 6455, 1.3

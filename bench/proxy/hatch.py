@@ -19,6 +19,7 @@ from bench.proxy.layout import BASE, Layout
 from hatchvm.base import ids, tasks
 from hatchvm.base.clock import SystemClock
 from hatchvm.base.errors import Upstream
+from hatchvm.base.loop import loop_factory
 from hatchvm.control.context import Context
 from hatchvm.control.events import Bus
 from hatchvm.control.gate import HouseGate
@@ -31,7 +32,6 @@ from hatchvm.domain.route import Route
 from hatchvm.domain.vm import VM, VMSpec
 from hatchvm.edge.http.server import ProxyServer
 from hatchvm.ports.node import Node
-from hatchvm.server.main import loop_factory
 from hatchvm.store.store import SqlStore
 from hatchvm.testing.net.resolver import FakeResolver
 from hatchvm.testing.world import SETTINGS

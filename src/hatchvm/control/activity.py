@@ -67,8 +67,19 @@ class Activity:
         if hold in self.held:
             self.held.remove(hold)
             self.last_active_at = self._now()
-            if not self.held and self._drained is not None:
-                self._drained.set()
+            if self._drained is not None:
+                self._look_drained(self._drained)
+
+    def drop(self, hold: ActivityHold) -> None:
+        """A hold is over, and was for a while: that is no activity. May be repeated."""
+        if hold in self.held:
+            self.held.remove(hold)
+            if self._drained is not None:
+                self._look_drained(self._drained)
+
+    def _look_drained(self, drained: asyncio.Event) -> None:
+        if not self.held:
+            drained.set()
 
 
 class ActivityHold:
@@ -85,5 +96,14 @@ class ActivityHold:
     def touch(self) -> None:
         self.last_byte_at = self._activity.touch()
 
+    def touched(self, at: datetime) -> None:
+        """Bytes flowed then, which may be a while ago."""
+        self.last_byte_at = max(self.last_byte_at, at)
+        self._activity.touched(at)
+
     def release(self) -> None:
         self._activity.leave(self)
+
+    def drop(self) -> None:
+        """Release it, but the VM was last active when it was last touched."""
+        self._activity.drop(self)

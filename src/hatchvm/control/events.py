@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from typing import Final
 
 from hatchvm.base.clock import Clock
@@ -21,11 +21,15 @@ class Bus:
         self._clock = clock
         self._ids = itertools.count(1)
         self._listeners: set[asyncio.Queue[Event]] = set()
+        #: Told of every event at once, before anybody else acts on it. They must be quick and must not fail.
+        self.watchers: list[Callable[[Event], None]] = []
 
     def publish(self, kind: str, vm: VM) -> None:
         event = Event(
             id=next(self._ids), at=self._clock.now(), type=kind, vm_id=vm.id, state=vm.state, reason=vm.state_reason
         )
+        for watcher in self.watchers:
+            watcher(event)
         for queue in self._listeners:
             if not queue.full():
                 queue.put_nowait(event)

@@ -10,7 +10,8 @@ from hatchvm.base.errors import HatchError, NotFound, Unavailable, Upstream
 from hatchvm.control.activity import Activity, ActivityHold
 from hatchvm.control.context import Context
 from hatchvm.control.vms import wake
-from hatchvm.domain.lifecycle import PUBLIC, State
+from hatchvm.domain.lifecycle import State
+from hatchvm.domain.passage import is_open
 from hatchvm.domain.route import Route
 
 #: How long after its last change of state a guest's port may refuse before that is the answer: a booting guest has not
@@ -20,8 +21,6 @@ _BOOT_GRACE_S: Final = 60.0
 _SILENCE_S: Final = 5.0
 
 _RUNNING: Final = State.RUNNING
-#: States that lead to running by themselves or by a wake: the request waits.
-_WAITS: Final = frozenset({State.STARTING, State.SUSPENDING, State.SNAPSHOTTED, State.RESTORING})
 
 
 class HouseGate:
@@ -54,15 +53,9 @@ class HouseGate:
         if owner is None:
             raise Upstream("vm not found")
         vm = owner.vm
-        if vm.guest_ip is None:
-            raise Upstream("vm has no guest IP")
-        if vm.state is _RUNNING:
+        if vm.state is _RUNNING and vm.guest_ip is not None:
             return True
-        if vm.state is State.SNAPSHOTTED and not route.auto_wake:
-            raise Unavailable("vm is snapshotted and auto-wake is disabled")
-        if vm.state not in _WAITS:
-            raise Unavailable(f'vm is in state "{PUBLIC[vm.state]}", not proxying')
-        return False
+        return is_open(vm.state, addressed=vm.guest_ip is not None, auto_wake=route.auto_wake)
 
     async def need(self, vm_id: str, *, reason: str, timeout_s: float, by: str = "") -> None:
         try:

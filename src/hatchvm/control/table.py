@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from hatchvm.domain.route import Route
 
@@ -14,6 +14,11 @@ class RouteTable:
         self._by_subdomain: dict[str, Route] = {}
         self._by_domain: dict[str, Route] = {}
         self._by_vm: dict[str, dict[str, Route]] = {}
+        #: Told of every change: a route that is there now, or (False) no longer. They must not fail.
+        self.watchers: list[Callable[[Route, bool], None]] = []
+
+    def __iter__(self) -> Iterator[Route]:
+        return iter(list(self._by_subdomain.values()))
 
     def __len__(self) -> int:
         return len(self._by_subdomain)
@@ -41,17 +46,24 @@ class RouteTable:
         if route.verified_domain is not None:
             self._by_domain[route.verified_domain] = route
         self._by_vm.setdefault(route.vm_id, {})[route.id] = route
+        self._tell(route, there=True)
 
     def remove(self, route: Route) -> None:
         known = self._by_vm.get(route.vm_id, {}).pop(route.id, None)
         if known is not None:
             self._forget(known)
+            self._tell(known, there=False)
 
     def remove_vm(self, vm_id: str) -> None:
         for route in self._by_vm.pop(vm_id, {}).values():
             self._forget(route)
+            self._tell(route, there=False)
 
     def _forget(self, route: Route) -> None:
         del self._by_subdomain[route.subdomain]
         if route.verified_domain is not None:
             del self._by_domain[route.verified_domain]
+
+    def _tell(self, route: Route, *, there: bool) -> None:
+        for watcher in self.watchers:
+            watcher(route, there)

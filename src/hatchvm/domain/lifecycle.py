@@ -34,6 +34,10 @@ class State(StrEnum):
     ERROR = "error"  # its state cannot be trusted; delete, start from disk, or restore a snapshot
 
 
+#: States whose VM has no process. One that is being suspended may be resumed yet.
+ENDED: Final = frozenset({State.SNAPSHOTTED, State.STOPPED, State.ERROR, State.DELETING})
+
+
 class Event(StrEnum):
     """What happened to a VM."""
 

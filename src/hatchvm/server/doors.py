@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Final
 
@@ -16,13 +17,17 @@ import uvicorn
 from hatchvm.api.app import create_app
 from hatchvm.base import tasks
 from hatchvm.base.errors import Unavailable
-from hatchvm.domain.lifecycle import State
+from hatchvm.domain.lifecycle import ENDED
 from hatchvm.edge.http.counters import RouteCounters
+from hatchvm.edge.http.ledger import Ledger
+from hatchvm.edge.http.limits import FRESH_SLOTS
 from hatchvm.edge.http.server import ProxyServer
 from hatchvm.edge.http.tls.certificates import Certificates, Pair
+from hatchvm.edge.http.workers.wire import Settings
 from hatchvm.edge.ssh.gateway import SSHGateway
 from hatchvm.server.config import Config, blaming
 from hatchvm.server.wiring import Built
+from hatchvm.server.workers.workers import Workers
 from hatchvm.telemetry import logs, metrics
 
 if TYPE_CHECKING:
@@ -33,9 +38,6 @@ _log = structlog.get_logger()
 #: How long open API calls may take to end when the daemon is told to go.
 _GRACE_S: Final = 10
 _BACKLOG: Final = 2048
-
-#: States whose VM has no process. One that is being suspended may be resumed yet.
-_ENDED: Final = frozenset({State.SNAPSHOTTED, State.STOPPED, State.ERROR, State.DELETING})
 
 Say = Callable[[str], None]
 
@@ -56,14 +58,8 @@ async def opened(
 
     `certificates`: of the TLS port; without them there is none.
     """
-    proxy = ProxyServer(
-        built.gate,
-        base_domains=config.base_domain,
-        wake_timeout_s=config.proxy_wake_timeout,
-        stream_idle_timeout_s=config.stream_idle_timeout,
-        access_log=config.access_log,
-    )
-    counters = RouteCounters(proxy.ledger, built.gate)
+    proxy = _proxy(built, config)
+    counters = RouteCounters(proxy.ledger if isinstance(proxy, ProxyServer) else Ledger(), built.gate)
     metrics.REGISTRY.register(counters)
     with _naming("HATCH_HTTP_ADDR", config.http_addr):
         listener = _listen(*config.http_addr)
@@ -71,10 +67,12 @@ async def opened(
         with _naming("HATCH_PROXY_ADDR", config.proxy_addr):
             proxy_port = await proxy.start(*config.proxy_addr)
         duties = [tasks.supervise(certificates.watch(), name="certificates")] if certificates else []
-        tls_url = await _start_tls(proxy, certificates, config) if certificates else ""
+        tls_url = ""
+        if certificates and isinstance(proxy, ProxyServer):  # workers serve no TLS: the configuration refuses both
+            tls_url = await _start_tls(proxy, certificates, config)
         front = await _front(built, config)
         gateway = SSHGateway(built.gate, allowed=config.ssh_allowed_cidr, wake_timeout_s=config.wake_timeout)
-        duties.append(tasks.supervise(_follow(built, proxy, gateway), name="follow VMs"))
+        duties.append(tasks.supervise(_follow(built, gateway, proxy), name="follow VMs"))
         api_port = listener.getsockname()[1]
         server = _API(_api_settings(built, base_url(config, proxy_port)))
         task = tasks.spawn(server.serve(sockets=[listener]), name="api")
@@ -120,8 +118,40 @@ def base_url(config: Config, proxy_port: int) -> Callable[[str], str]:
     return lambda subdomain: f"http://{subdomain}.{domain}:{proxy_port}"
 
 
-async def _follow(built: Built, proxy: ProxyServer, gateway: SSHGateway) -> None:
-    """A VM's SSH port is open as long as the VM exists; connections to its ports end with its process."""
+def _proxy(built: Built, config: Config) -> ProxyServer | Workers:
+    """The proxy in this process, or in processes of its own."""
+    if config.proxy_workers:
+        settings = partial(_worker_settings, config)
+        return Workers(built.gate, built.feed, count=config.proxy_workers, settings=settings)
+    return ProxyServer(
+        built.gate,
+        base_domains=config.base_domain,
+        wake_timeout_s=config.proxy_wake_timeout,
+        stream_idle_timeout_s=config.stream_idle_timeout,
+        access_log=config.access_log,
+    )
+
+
+def _worker_settings(config: Config, host: str, port: int) -> Settings:
+    return Settings(
+        host=host,
+        port=port,
+        base_domains=list(config.base_domain),
+        wake_timeout_s=config.proxy_wake_timeout,
+        stream_idle_timeout_s=config.stream_idle_timeout,
+        # Together they knock at a guest no more often than one proxy does, as far as that can be divided.
+        fresh_slots=max(1, FRESH_SLOTS // config.proxy_workers),
+        access_log=config.access_log,
+        log_level=config.log_level,
+        log_format=logs.format_of(config.log_format),
+    )
+
+
+async def _follow(built: Built, gateway: SSHGateway, proxy: ProxyServer | Workers) -> None:
+    """A VM's SSH port is open as long as the VM exists; connections to its ports end with its process.
+
+    Workers know by themselves: see `edge.http.workers.gate`.
+    """
     ports: dict[str, int] = {}
 
     def open_port(vm_id: str) -> None:
@@ -137,9 +167,10 @@ async def _follow(built: Built, proxy: ProxyServer, gateway: SSHGateway) -> None
             gateway.close(ports.pop(event.vm_id, 0))
         elif event.vm_id not in ports:
             open_port(event.vm_id)
-        if event.state in _ENDED:
-            proxy.forget(event.vm_id)
+        if event.state in ENDED:
             gateway.forget(event.vm_id)
+            if isinstance(proxy, ProxyServer):
+                proxy.forget(event.vm_id)
 
 
 async def _front(built: Built, config: Config) -> SSHFront | None:

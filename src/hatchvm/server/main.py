@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import importlib
 import resource
-import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from hatchvm.base.loop import loop_factory
 from hatchvm.server.config import ignored, load
 from hatchvm.server.daemon import serve
 from hatchvm.telemetry import logs
@@ -18,7 +16,7 @@ from hatchvm.telemetry import logs
 def run(env_file: Path | None, say: Callable[[str], None]) -> None:
     """Serve until a signal. Raises HatchError if it cannot start."""
     config = load(env_file)
-    logs.configure(config.log_level, config.log_format or ("console" if sys.stderr.isatty() else "json"))
+    logs.configure(config.log_level, logs.format_of(config.log_format))
     for name in ignored():
         say(f"{name} means nothing to this version and is ignored")
     _raise_descriptor_limit()
@@ -30,13 +28,3 @@ def _raise_descriptor_limit() -> None:
     """A connection has a descriptor on each side, and the usual soft limit of 1,024 is for programs that `select`."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
-    """uvloop's event loop where it is installed (the `fast` extra), else asyncio's own."""
-    try:
-        uvloop: Any = importlib.import_module("uvloop")
-    except ImportError:
-        return None
-    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
-    return factory

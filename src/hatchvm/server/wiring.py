@@ -18,6 +18,7 @@ from hatchvm.base.process import boot_id
 from hatchvm.base.units import MIB
 from hatchvm.control.context import Context, Settings
 from hatchvm.control.events import Bus
+from hatchvm.control.feed import HouseFeed
 from hatchvm.control.gate import HouseGate
 from hatchvm.control.house import ControlPlane
 from hatchvm.control.idle import SSHSessions
@@ -65,6 +66,7 @@ class Built:
     ctx: Context
     house: ControlPlane
     gate: HouseGate
+    feed: HouseFeed
     verifier: Verifier
     bridge: BridgeNetwork | None
     store: SqlStore
@@ -107,6 +109,7 @@ def build(config: Config) -> Built:
         ctx=ctx,
         house=ControlPlane(ctx, images, KeyCases(ctx, stored.forget), _passers_by(config, bridge)),
         gate=HouseGate(ctx),
+        feed=HouseFeed(ctx),
         verifier=_verifier(config, stored, clock),
         bridge=bridge,
         store=store,

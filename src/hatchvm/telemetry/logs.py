@@ -49,10 +49,17 @@ TLS_LISTENING: Final = "tls: listening"
 CERTIFICATE_LOADED: Final = "certificate loaded"
 CERTIFICATE_NOT_LOADED: Final = "certificate not loaded, the old one stays"
 CERTIFICATE_EXPIRES: Final = "certificate expires"
+WORKER_ENDED: Final = "proxy worker ended, starting another"
+WORKER_LOST: Final = "proxy worker does not answer, ending it"
 STARTED: Final = "hatch started"
 STOPPED: Final = "hatch stopped"
 
 Format = Literal["json", "console"]
+
+
+def format_of(wanted: Format | None) -> Format:
+    """The format that was asked for; else colour on a terminal and JSON elsewhere."""
+    return wanted or ("console" if sys.stderr.isatty() else "json")
 
 
 def configure(level: str, form: Format, stream: TextIO | None = None) -> None:

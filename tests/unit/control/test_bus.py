@@ -11,6 +11,7 @@ from hatchvm.base import tasks
 from hatchvm.control.events import Bus
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.vm import VM, VMSpec
+from hatchvm.ports.house import Event
 from hatchvm.testing.clock import SteeredClock
 
 NOW: Final = datetime(2026, 1, 1, tzinfo=UTC)
@@ -53,3 +54,11 @@ async def test_a_listener_hears_of_his_vm_only() -> None:
         event = await hearing
     assert (event.id, event.vm_id, event.state) == (2, "vm-2", State.RUNNING)
     bus.publish("vm.booted", vm(2))
+
+
+def test_a_watcher_is_told_before_anything_else_happens() -> None:
+    bus = Bus(SteeredClock())
+    seen: list[Event] = []
+    bus.watchers.append(seen.append)
+    bus.publish("vm.booted", vm(1))
+    assert [(event.type, event.vm_id) for event in seen] == [("vm.booted", "vm-1")]

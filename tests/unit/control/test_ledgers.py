@@ -53,8 +53,9 @@ _DOMAINS: Final = st.tuples(st.sampled_from([None, "a.example", "b.example"]), s
     )
 )
 def test_the_table_is_what_the_rows_are(moves: list[tuple[str, int, int, str, tuple[str | None, bool]]]) -> None:
-    """Against a plain dictionary of rows, in which a subdomain is unique, and so is a verified domain."""
-    table = RouteTable()
+    """Against plain rows, in which a subdomain is unique, and so is a verified domain. A copy hears of changes."""
+    table, copy = RouteTable(), RouteTable()
+    table.watchers.append(lambda one, there: copy.put(one) if there else copy.remove(one))
     rows: dict[str, Route] = {}
     for move, number, vm, subdomain, (domain, verified) in moves:
         one = route(number, vm, subdomain, domain, verified=verified and domain is not None)
@@ -75,9 +76,11 @@ def test_the_table_is_what_the_rows_are(moves: list[tuple[str, int, int, str, tu
             rows = {key: row for key, row in rows.items() if row.vm_id != one.vm_id}
             table.remove_vm(one.vm_id)
     assert len(table) == len(rows)
+    assert set(copy) == set(table) == set(rows.values())
     for subdomain in "wxyz":
         assert table.find(subdomain) == next((row for row in rows.values() if row.subdomain == subdomain), None)
     for domain in ("a.example", "b.example"):
+        assert copy.domain(domain) == table.domain(domain)
         assert table.domain(domain) == next((row for row in rows.values() if row.verified_domain == domain), None)
     for vm in range(3):
         assert {row.id for row in table.of_vm(f"vm-{vm}")} == {
@@ -120,6 +123,21 @@ def test_what_is_noticed_late_takes_no_activity_back() -> None:
     activity.touched(after)
     activity.touched(before)
     assert activity.last_active_at == after
+
+
+async def test_a_hold_that_is_dropped_was_active_when_it_was_last_touched() -> None:
+    clock = SteeredClock()
+    activity = Activity(clock, None)
+    hold = ActivityHold(activity, "http", "")
+    draining = tasks.spawn(activity.drained(1000), name="drain")
+    await asyncio.sleep(0)
+    at = clock.now()
+    hold.touched(at)
+    hold.touched(hold.since)
+    hold.drop()
+    hold.drop()
+    assert (activity.holds, activity.last_active_at, hold.last_byte_at) == (0, at, at)
+    await draining
 
 
 async def test_draining_ends_with_the_last_hold() -> None:

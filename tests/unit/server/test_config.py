@@ -36,6 +36,7 @@ WITH: Final[dict[str, dict[str, str]]] = {
 GOOD: Final[dict[str, tuple[str, object]]] = {
     "HATCH_HTTP_ADDR": ("[::1]:81", ("::1", 81)),
     "HATCH_PROXY_ADDR": (":0", ("0.0.0.0", 0)),
+    "HATCH_PROXY_WORKERS": ("4", 4),
     "HATCH_BASE_DOMAIN": ("Hatch.Example.com., x", ("hatch.example.com", "x")),
     "HATCH_DNS_SERVER": ("[2001:db8::53]:5353", ("2001:db8::53", 5353)),
     "HATCH_ACCESS_LOG": ("0.01", 0.01),
@@ -90,6 +91,7 @@ BAD: Final[dict[str, list[str]]] = {
     "HATCH_PROXY_ADDR": ["9090"],
     "HATCH_ACCESS_LOG": ["yes", "1.5", "-1", "nan"],
     "HATCH_TLS_ADDR": ["443"],
+    "HATCH_PROXY_WORKERS": ["-1", "257", "many"],
     "HATCH_BASE_DOMAIN": [",", "a..b", "-a", "a_b", "a b", "http://a", "x" * 64, "ä"],
     "HATCH_DNS_SERVER": [
         "ns.example.com",
@@ -285,8 +287,12 @@ def test_snapshots_are_switched_off_whatever_else_is_set(monkeypatch: pytest.Mon
         ({"HATCH_TLS_CERT": "a,b", "HATCH_TLS_KEY": "a"}, "HATCH_TLS_CERT and HATCH_TLS_KEY: name as many keys"),
         ({"HATCH_TLS_KEY": "a"}, "HATCH_TLS_CERT and HATCH_TLS_KEY: name as many keys"),
         ({"HATCH_TLS_ADDR": ":443"}, "HATCH_TLS_ADDR: it needs HATCH_TLS_CERT and HATCH_TLS_KEY"),
+        (
+            {"HATCH_TLS_CERT": "a", "HATCH_TLS_KEY": "a", "HATCH_PROXY_WORKERS": "2"},
+            "HATCH_PROXY_WORKERS: workers serve no TLS",
+        ),
     ],
-    ids=["one key too few", "no certificate", "a port for nothing"],
+    ids=["one key too few", "no certificate", "a port for nothing", "with workers"],
 )
 def test_half_of_a_tls_port_is_refused(values: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     setenv(monkeypatch, values)

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
+
+#: Little servers listen with a backlog of five to ten.
+FRESH_SLOTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +21,7 @@ class Limits:
     linger_timeout_s: float = 2.0  # a client that was answered and still sends
     pool_timeout_s: float = 30.0  # an unused connection to a guest
     close_timeout_s: float = 3.0  # exchanges under way when the daemon goes down
-    fresh_slots: int = 8  # new connections to one port that have not answered a byte yet
+    fresh_slots: int = FRESH_SLOTS  # new connections to one port that have not answered a byte yet
     fresh_slot_silence_s: float = 1.0  # without an answer to anybody, after which they no longer keep others waiting
     fresh_slot_timeout_s: float = 10.0  # after which one of them no longer does, whatever happens to others
     pooled_per_port: int = 256

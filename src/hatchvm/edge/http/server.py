@@ -14,7 +14,7 @@ from hatchvm.edge.http.connector import Connector
 from hatchvm.edge.http.h2.door import Door
 from hatchvm.edge.http.hosts import Hosts
 from hatchvm.edge.http.ledger import Ledger
-from hatchvm.edge.http.limits import Limits
+from hatchvm.edge.http.limits import FRESH_SLOTS, Limits
 from hatchvm.edge.http.tls.listener import TLSListener
 from hatchvm.ports.gate import Gate
 
@@ -34,10 +34,11 @@ class ProxyServer:
         stream_idle_timeout_s: float,
         answer_timeout_s: float = 300.0,
         access_log: float = 0.0,
+        fresh_slots: int = FRESH_SLOTS,
         clock: Clock | None = None,
     ) -> None:
         """`base_domains`: lower case, without a leading dot. `answer_timeout_s`: silence before an answer's head.
-        `access_log`: see `Ledger`.
+        `access_log`: see `Ledger`. `fresh_slots`: see `Limits`; fewer if other processes knock at the same guests.
 
         Durations are seconds.
         """
@@ -48,6 +49,7 @@ class ProxyServer:
             wake_timeout_s=wake_timeout_s,
             stream_idle_timeout_s=stream_idle_timeout_s,
             answer_timeout_s=answer_timeout_s,
+            fresh_slots=fresh_slots,
         )
         self.clock = clock or SystemClock()
         self.connector = Connector(gate, self.limits, self.clock)
@@ -57,10 +59,15 @@ class ProxyServer:
         self._tls: TLSListener | None = None
         self._timer: asyncio.TimerHandle | None = None
 
-    async def start(self, host: str, port: int) -> int:
-        """Listen; return the port, which the system chose if `port` is 0. Raises OSError if it is taken."""
+    async def start(self, host: str, port: int, *, shared: bool = False) -> int:
+        """Listen; return the port, which the system chose if `port` is 0. Raises OSError if it is taken.
+
+        `shared`: other processes of this user may listen there too; the system spreads connections over all of them.
+        """
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(lambda: Door(self), host, port, backlog=_BACKLOG)
+        self._server = await loop.create_server(
+            lambda: Door(self), host, port, backlog=_BACKLOG, reuse_port=shared or None
+        )
         self._tick()
         return int(self._server.sockets[0].getsockname()[1])
 
