@@ -13,10 +13,10 @@ from hatchvm.domain.lease import Lease
 class Activity:
     """Plain attributes, written on every request and read by the idle monitor and by a suspend under way."""
 
-    __slots__ = ("_drained", "_now", "arrivals", "held", "last_active_at", "leases")
+    __slots__ = ("_drained", "arrivals", "held", "last_active_at", "leases", "now")
 
     def __init__(self, clock: Clock, last_active_at: datetime | None) -> None:
-        self._now = clock.now
+        self.now = clock.now
         self.last_active_at = last_active_at
         self.held: set[ActivityHold] = set()
         #: By id, as their rows are; those that have ended too, until the idle monitor has taken note.
@@ -32,7 +32,7 @@ class Activity:
 
     def touch(self) -> datetime:
         """The VM is active now."""
-        now = self.last_active_at = self._now()
+        now = self.last_active_at = self.now()
         return now
 
     def want(self) -> datetime:
@@ -55,31 +55,10 @@ class Activity:
                 await self._drained.wait()
         self._drained = None
 
-    def come(self, hold: ActivityHold) -> datetime:
-        """Somebody came for the VM, and uses it until the hold is released."""
-        self.arrivals += 1
-        self.held.add(hold)
-        now = self.last_active_at = self._now()
-        return now
-
-    def leave(self, hold: ActivityHold) -> None:
-        """A hold is over. May be repeated."""
-        if hold in self.held:
-            self.held.remove(hold)
-            self.last_active_at = self._now()
-            if self._drained is not None:
-                self._look_drained(self._drained)
-
-    def drop(self, hold: ActivityHold) -> None:
-        """A hold is over, and was for a while: that is no activity. May be repeated."""
-        if hold in self.held:
-            self.held.remove(hold)
-            if self._drained is not None:
-                self._look_drained(self._drained)
-
-    def _look_drained(self, drained: asyncio.Event) -> None:
-        if not self.held:
-            drained.set()
+    def look_drained(self) -> None:
+        """A hold was released."""
+        if self._drained is not None and not self.held:
+            self._drained.set()
 
 
 class ActivityHold:
@@ -91,7 +70,9 @@ class ActivityHold:
         self._activity = activity
         self.kind = kind
         self.peer = peer
-        self.since = self.last_byte_at = activity.come(self)
+        activity.arrivals += 1
+        activity.held.add(self)
+        self.since = self.last_byte_at = activity.last_active_at = activity.now()
 
     def touch(self) -> None:
         self.last_byte_at = self._activity.touch()
@@ -102,8 +83,16 @@ class ActivityHold:
         self._activity.touched(at)
 
     def release(self) -> None:
-        self._activity.leave(self)
+        activity = self._activity
+        if self in activity.held:
+            activity.held.remove(self)
+            activity.last_active_at = activity.now()
+            if not activity.held:
+                activity.look_drained()
 
     def drop(self) -> None:
         """Release it, but the VM was last active when it was last touched."""
-        self._activity.drop(self)
+        activity = self._activity
+        if self in activity.held:
+            activity.held.remove(self)
+            activity.look_drained()

@@ -28,11 +28,11 @@ class HouseGate:
 
     def __init__(self, ctx: Context) -> None:
         self._ctx = ctx
-        self._owners = ctx.owners
-        self._routes = ctx.routes
+        self._find_owner = ctx.owners.find
+        self._find_route = ctx.routes.find
 
     def route(self, subdomain: str) -> Route | None:
-        return self._routes.find(subdomain)
+        return self._find_route(subdomain)
 
     def domain(self, name: str) -> Route | None:
         return self._ctx.routes.domain(name)
@@ -45,11 +45,11 @@ class HouseGate:
         return route.vm_id if route else None
 
     def hold(self, vm_id: str, kind: str = "http", peer: str = "") -> ActivityHold:
-        owner = self._owners.find(vm_id)
+        owner = self._find_owner(vm_id)
         return ActivityHold(owner.activity if owner else Activity(self._ctx.clock, None), kind, peer)
 
     def ready(self, route: Route) -> bool:
-        owner = self._owners.find(route.vm_id)
+        owner = self._find_owner(route.vm_id)
         if owner is None:
             raise Upstream("vm not found")
         vm = owner.vm

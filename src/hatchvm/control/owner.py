@@ -179,6 +179,8 @@ class Owners:
 
     def __init__(self) -> None:
         self._owners: dict[str, Owner] = {}
+        #: The owner of the VM with this id, or None. Every request asks, so it is the dictionary's own method.
+        self.find: Callable[[str], Owner | None] = self._owners.get
 
     def __iter__(self) -> Iterator[Owner]:
         return iter(list(self._owners.values()))
@@ -188,9 +190,6 @@ class Owners:
 
     def remove(self, vm_id: str) -> None:
         self._owners.pop(vm_id, None)
-
-    def find(self, vm_id: str) -> Owner | None:
-        return self._owners.get(vm_id)
 
     def named(self, name: str) -> Owner | None:
         """The owner of the VM with this name."""

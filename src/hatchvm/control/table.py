@@ -12,6 +12,8 @@ class RouteTable:
 
     def __init__(self) -> None:
         self._by_subdomain: dict[str, Route] = {}
+        #: The route for a subdomain, or None. Every request asks, so it is the dictionary's own method.
+        self.find: Callable[[str], Route | None] = self._by_subdomain.get
         self._by_domain: dict[str, Route] = {}
         self._by_vm: dict[str, dict[str, Route]] = {}
         #: Told of every change: a route that is there now, or (False) no longer. They must not fail.
@@ -26,9 +28,6 @@ class RouteTable:
     def load(self, routes: Iterable[Route]) -> None:
         for route in routes:
             self.put(route)
-
-    def find(self, subdomain: str) -> Route | None:
-        return self._by_subdomain.get(subdomain)
 
     def domain(self, name: str) -> Route | None:
         """The route that has proven to have this domain (lower case)."""

@@ -95,6 +95,9 @@ class Parked:
         self.idle_since = 0.0
         self.closing = False
 
+    def is_closing(self) -> bool:
+        return self.closing
+
     def close(self) -> None:
         self.closing = True
 

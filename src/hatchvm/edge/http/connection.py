@@ -34,6 +34,7 @@ from hatchvm.edge.http.upstream import Upstream
 from hatchvm.ports.gate import Gate, Hold
 
 _log: Final = logging.getLogger(__name__)
+_IDLE: Final = Phase.IDLE
 _ANSWER: Final = Phase.ANSWER
 _STREAM: Final = Phase.STREAM
 _SPLICE: Final = Phase.SPLICE
@@ -99,7 +100,7 @@ class ClientConnection(asyncio.Protocol):
         self._client_full = False
         self._upstream_full = False
         self._reading = True
-        self._phase = Phase.IDLE
+        self._phase = _IDLE
         self._since = self._now()
         self._peer = ""
 
@@ -116,10 +117,14 @@ class ClientConnection(asyncio.Protocol):
         self._house.opened(self)
 
     def data_received(self, data: bytes) -> None:
-        self._relay.client_data(data)
-        self._settle()
-        if self._upstream_full or self._relay.backlogged:
-            self._pace()
+        relay = self._relay
+        relay.client_data(data)
+        if relay.phase is _ANSWER and self._phase is _IDLE:  # the usual way of a request
+            self._phase, self._since = _ANSWER, self._began
+        else:
+            self._settle()
+            if self._upstream_full or relay.backlogged:
+                self._pace()
 
     def eof_received(self) -> bool:
         self._relay.client_eof()
@@ -143,8 +148,14 @@ class ClientConnection(asyncio.Protocol):
     # -- upstream.User: the guest
 
     def upstream_data(self, data: bytes) -> None:
-        self._relay.upstream_data(data)
-        self._settle()
+        relay = self._relay
+        relay.upstream_data(data)
+        if relay.phase is _IDLE:  # the usual end of an answer
+            self._phase, self._since = _IDLE, self._now()
+            if not self._reading:
+                self._pace()
+        else:
+            self._settle()
 
     def upstream_eof(self) -> bool:
         self._relay.upstream_eof()
@@ -217,7 +228,11 @@ class ClientConnection(asyncio.Protocol):
         target = route.vm_id, route.target_port
         upstream = house.connector.pooled(target, repeatable=request.idempotent, h2=self._h2) if awake else None
         if upstream:
-            self._attach(upstream)
+            self._upstream = upstream
+            upstream.user = self
+            if self._client_full:
+                upstream.pause()
+            self._relay.upstream_ready(reused=True)
         else:
             self._connect(awake=awake, fresh=False)
 
@@ -244,10 +259,18 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write_eof()
 
     def finish(self, *, reuse: bool) -> None:
-        connecting, self._connecting = self._connecting, None
-        if connecting:
-            connecting.cancel()
-        self._detach(reuse=reuse)
+        upstream = self._upstream
+        if upstream and reuse and not self._client_full:  # the usual end
+            self._upstream = None
+            upstream.user = None
+            upstream.served = True
+            upstream.pool.give(upstream, self._now())
+        else:
+            self._detach(reuse=reuse)
+        self._upstream_full = False
+        if self._connecting:
+            self._connecting.cancel()
+            self._connecting = None
         hold, self._hold = self._hold, None
         if hold:
             hold.release()

@@ -19,8 +19,7 @@ class Poolable(Protocol):
     target: Target
     idle_since: float  # monotonic seconds
 
-    @property
-    def closing(self) -> bool:
+    def is_closing(self) -> bool:
         """True: it can carry nothing more."""
 
     def close(self) -> None: ...
@@ -44,7 +43,7 @@ class Pool(Generic[C]):
             if connection.idle_since < idle_since:
                 return None
             idle.pop()
-            if not connection.closing:
+            if not connection.is_closing():
                 return connection
         return None
 
@@ -53,7 +52,7 @@ class Pool(Generic[C]):
         idle = self._idle.get(connection.target)
         if idle is None:
             idle = self._idle[connection.target] = []
-        if connection.closing or len(idle) >= self._per_target:
+        if connection.is_closing() or len(idle) >= self._per_target:
             connection.close()
             return
         connection.idle_since = now

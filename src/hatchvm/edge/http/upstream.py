@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from asyncio.trsock import TransportSocket
+from collections.abc import Callable
 from typing import Final, Protocol, cast
 
 from hatchvm.edge.http.admission import Slot
 from hatchvm.edge.http.pool import Pool, Target
 
 _LAST_WORDS_BYTES: Final = 256 * 1024
+
+
+def _never() -> bool:
+    return False
 
 
 class User(Protocol):
@@ -39,22 +44,20 @@ class Upstream(asyncio.Protocol):
         self.pool = pool
         self._slot: Slot | None = slot
         self._transport: asyncio.Transport = cast(asyncio.Transport, None)
-
-    @property
-    def closing(self) -> bool:
-        return self._transport.is_closing()
+        #: True: it can carry nothing more.
+        self.is_closing: Callable[[], bool] = _never
 
     @property
     def buffered_bytes(self) -> int:
         return self._transport.get_write_buffer_size()
 
     def write(self, data: bytes) -> None:
-        if not self._transport.is_closing():
+        if not self.is_closing():
             self._transport.write(data)
 
     def end(self) -> None:
         """No more bytes for the guest."""
-        if not self.closing:
+        if not self.is_closing():
             self._ended = True
             self._transport.write_eof()
 
@@ -68,17 +71,18 @@ class Upstream(asyncio.Protocol):
             self._transport.abort()
 
     def pause(self) -> None:
-        if not self.closing:
+        if not self.is_closing():
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if not self.closing:
+        if not self.is_closing():
             self._transport.resume_reading()
 
     # -- asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        self.is_closing = self._transport.is_closing
 
     def data_received(self, data: bytes) -> None:
         if self._slot:

@@ -8,7 +8,6 @@ of the connection.
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Final
 
 from h2.events import (
@@ -55,16 +54,15 @@ class H2Upstream(Upstream):
         self._owed = 0  # bytes of the connection's window that can be given back
         self._owed_stream = 0
 
-    @property
-    def closing(self) -> bool:
-        return super().closing or (self._leaving and self.user is None)
+    def _spent(self) -> bool:
+        return self._transport.is_closing() or (self._leaving and self.user is None)
 
     @property
     def buffered_bytes(self) -> int:
         return super().buffered_bytes + (self._outlet.size if self._outlet else 0)
 
     def write(self, data: bytes) -> None:
-        if self.closing:
+        if self.is_closing():
             return
         if self._request.done:
             self._request = MessageReader(answer=False)
@@ -88,7 +86,7 @@ class H2Upstream(Upstream):
 
     def resume(self) -> None:
         self._paused = False
-        if not self.closing:
+        if not self.is_closing():
             self._give_back()
             self._flush()
 
@@ -96,8 +94,7 @@ class H2Upstream(Upstream):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
-        # asyncio does so itself only for sockets made with the protocol's number.
-        transport.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.is_closing = self._spent
         self._flush()
 
     def data_received(self, data: bytes) -> None:
@@ -111,7 +108,7 @@ class H2Upstream(Upstream):
         answer, self._answer = self._answer, []
         if answer and self.user:
             self.user.upstream_data(b"".join(answer))
-        if self._broken or self.closing:
+        if self._broken or self.is_closing():
             self._transport.abort()
 
     def eof_received(self) -> bool:

@@ -28,7 +28,7 @@ from typing import Final
 
 from hatchvm.edge.http.proto.body import Body, body_of
 from hatchvm.edge.http.proto.commands import Out
-from hatchvm.edge.http.proto.fields import CHUNKED, Malformed, refuse_unfinished, take_head
+from hatchvm.edge.http.proto.fields import CHUNKED, REMEMBERED_BYTES, Malformed, refuse_unfinished, take_head
 from hatchvm.edge.http.proto.phase import Phase
 from hatchvm.edge.http.proto.refusal import Refusal
 from hatchvm.edge.http.proto.request import Request, parse_request
@@ -222,7 +222,13 @@ class Relay:
         self._serving = True
         try:
             while (self.phase is _IDLE or self.phase is _HEAD) and self._input:
-                head, rest = take_head(self._input, known, what="request head")
+                head: bytes | None
+                data = self._input
+                end = data.find(b"\r\n\r\n")
+                if 0 <= end == len(data) - 4 < REMEMBERED_BYTES:  # the usual case: one head, and short
+                    head, rest = data[:end], b""
+                else:
+                    head, rest = take_head(data, known, what="request head")
                 if head is None:
                     refuse_unfinished(self._input, known)
                     if self._client_ended:
@@ -376,7 +382,10 @@ class Relay:
         """The answer is complete. `surplus`: what the guest said beyond it; such a guest is not asked again."""
         self._request = None
         self._out.finish(reuse=self._reusable and not surplus and not self._body)
-        self._next()
+        if self._keep and not self._client_ended and not self._input:
+            self.phase = _IDLE
+        else:
+            self._next()
 
     def _refuse(self, refusal: Refusal) -> None:
         """End the exchange with an answer of our own, if the guest's has not begun."""

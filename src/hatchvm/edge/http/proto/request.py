@@ -90,7 +90,12 @@ def parse_request(head: bytes) -> Request:
     """Read a head given without its closing blank line. Raises Malformed."""
     end = head.find(b"\r\n")
     line, block = (head, b"") if end < 0 else (head[:end], head[end:])
-    method, target, version = _start_line(line)
+    match = _START_LINE.fullmatch(line)
+    if not match:
+        raise _blame(line)
+    method, target, version = match.groups()
+    if method == b"CONNECT":
+        raise Malformed("CONNECT is not supported", status=501)
     old = version == b"HTTP/1.0"
     fields = _remembered(block, old) if len(block) <= REMEMBERED_BYTES else _fields(block, old)
     if target[0] != _SLASH:
@@ -138,17 +143,6 @@ def _fields(block: bytes, old: bool) -> Fields:
 
 #: The requests of one client differ in their first lines, and little else.
 _remembered: Final = lru_cache(maxsize=REMEMBERED)(_fields)
-
-
-def _start_line(line: bytes) -> tuple[bytes, bytes, bytes]:
-    """Method, target and version."""
-    match = _START_LINE.fullmatch(line)
-    if not match:
-        raise _blame(line)
-    method, target, version = match.groups()
-    if method == b"CONNECT":
-        raise Malformed("CONNECT is not supported", status=501)
-    return method, target, version
 
 
 def _blame(line: bytes) -> Malformed:
