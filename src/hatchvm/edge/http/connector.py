@@ -86,8 +86,8 @@ class Connector:
     async def _wrap(self, sock: socket.socket, target: Target, slot: Slot, *, h2: bool) -> Upstream:
         loop = asyncio.get_running_loop()
         made = H2Upstream(target, self._h2_pool, slot) if h2 else Upstream(target, self._pool, slot)
-        # asyncio does so itself only for sockets made with the protocol's number.
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if sock.family != socket.AF_UNIX:  # asyncio does so itself only for sockets made with the protocol's number
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
             _, upstream = await loop.create_connection(lambda: made, sock=sock)
         except OSError as error:
