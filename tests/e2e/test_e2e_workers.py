@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import socket
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,6 +63,21 @@ def test_many_requests_wake_it_once(guest: Guest) -> None:
     assert len(events(guest.daemon, "waking snapshotted vm", mark)) == 1
     assert guest.count() == count + 1
     assert len(workers_of(guest.daemon)) == WORKERS
+
+
+def test_what_workers_served_is_counted_by_the_daemon(guest: Guest) -> None:
+    label = f'subdomain="{guest.host.partition(".")[0]}"'
+
+    def served() -> float:
+        with urllib.request.urlopen(f"{guest.daemon.api}/metrics") as answer:
+            lines = answer.read().decode().splitlines()
+        found = [line for line in lines if line.startswith("hatch_route_requests_total{") and label in line]
+        return sum(float(line.split()[-1]) for line in found)
+
+    before = served()
+    for _ in range(10):
+        guest.text()
+    wait_for(lambda: served() >= before + 10, "both workers have told what they served")
 
 
 def test_workers_know_no_secret(daemon: ChildDaemon) -> None:

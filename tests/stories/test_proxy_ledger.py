@@ -9,6 +9,7 @@ from prometheus_client import CollectorRegistry
 from structlog.testing import capture_logs
 
 from hatchvm.edge.http.counters import RouteCounters
+from hatchvm.edge.http.ledger import Ledger
 from hatchvm.testing.stage import Stage, Wire
 
 HOST = b"Host: app.hatch.local\r\n"
@@ -110,3 +111,16 @@ async def test_a_sample_still_holds_every_server_error(stage: Stage) -> None:
     assert [(line["host"], line["status"], line["route"]) for line in lines if line["event"] == "request"] == [
         ("nobody.hatch.local", 502, None)
     ]
+
+
+async def test_a_ledger_hands_its_counts_to_another(stage: Stage) -> None:
+    await stage.guest(answers)
+    ours, theirs = stage.proxy.ledger, Ledger()
+    for _ in range(2):
+        await stage.ask(get())
+        await stage.ask(get())
+        for count in ours.take():
+            theirs.add(count.route, count.requests, count.errors, count.bytes_in, count.bytes_out)
+    (count,) = theirs.counts.values()
+    assert (count.requests, count.errors, count.bytes_out) == (4, 0, 4 * len(OK))
+    assert ours.take() == []

@@ -23,7 +23,7 @@ from hatchvm.edge.http.ledger import Ledger
 from hatchvm.edge.http.limits import FRESH_SLOTS
 from hatchvm.edge.http.server import ProxyServer
 from hatchvm.edge.http.tls.certificates import Certificates, Pair
-from hatchvm.edge.http.workers.wire import Settings
+from hatchvm.edge.http.workers.wire import Counts, Settings
 from hatchvm.edge.ssh.gateway import SSHGateway
 from hatchvm.server.config import Config, blaming
 from hatchvm.server.wiring import Built
@@ -58,8 +58,9 @@ async def opened(
 
     `certificates`: of the TLS port; without them there is none.
     """
-    proxy = _proxy(built, config)
-    counters = RouteCounters(proxy.ledger if isinstance(proxy, ProxyServer) else Ledger(), built.gate)
+    ledger = Ledger()
+    proxy = _proxy(built, config, ledger)
+    counters = RouteCounters(proxy.ledger if isinstance(proxy, ProxyServer) else ledger, built.gate)
     metrics.REGISTRY.register(counters)
     with _naming("HATCH_HTTP_ADDR", config.http_addr):
         listener = _listen(*config.http_addr)
@@ -118,11 +119,17 @@ def base_url(config: Config, proxy_port: int) -> Callable[[str], str]:
     return lambda subdomain: f"http://{subdomain}.{domain}:{proxy_port}"
 
 
-def _proxy(built: Built, config: Config) -> ProxyServer | Workers:
-    """The proxy in this process, or in processes of its own."""
+def _proxy(built: Built, config: Config, ledger: Ledger) -> ProxyServer | Workers:
+    """The proxy in this process, or in processes of its own, which count into `ledger`."""
+
+    def counted(report: Counts) -> None:
+        for subdomain, counts in report.routes.items():
+            if route := built.gate.route(subdomain):
+                ledger.add(route, *counts)
+
     if config.proxy_workers:
         settings = partial(_worker_settings, config)
-        return Workers(built.gate, built.feed, count=config.proxy_workers, settings=settings)
+        return Workers(built.gate, built.feed, count=config.proxy_workers, settings=settings, counts=counted)
     return ProxyServer(
         built.gate,
         base_domains=config.base_domain,

@@ -54,6 +54,19 @@ class Ledger:
         if status >= _SERVER_ERROR:
             count.errors += 1
 
+    def add(self, route: Route, requests: int, errors: int, bytes_in: int, bytes_out: int) -> None:
+        """What another process counted."""
+        count = self._counts.setdefault(route.id, Count(route))
+        count.requests += requests
+        count.errors += errors
+        count.bytes_in += bytes_in
+        count.bytes_out += bytes_out
+
+    def take(self) -> list[Count]:
+        """What was counted since the last time, for another ledger to `add`."""
+        counts, self._counts = self._counts, {}
+        return list(counts.values())
+
     def keep(self, exists: Callable[[Route], bool]) -> None:
         """Forget routes that are gone."""
         self._counts = {key: count for key, count in self._counts.items() if exists(count.route)}

@@ -219,7 +219,7 @@ class Cancel(_Message, tag="cancel"):
 
 
 class Counts(_Message, tag="counts"):
-    """What was served since the last one: route id -> (requests, bytes in, bytes out, errors)."""
+    """What was served since the last one: subdomain of a route -> (requests, errors, bytes in, bytes out)."""
 
     routes: Annotated[dict[_ID, tuple[_Number, _Number, _Number, _Number]], Meta(max_length=BATCH)]
 

@@ -17,6 +17,7 @@ from hatchvm.edge.http.workers import wire
 from hatchvm.edge.http.workers.channel import Channel
 from hatchvm.edge.http.workers.gate import RemoteGate
 from hatchvm.edge.http.workers.wire import (
+    Counts,
     Done,
     Drain,
     Failed,
@@ -59,7 +60,7 @@ class Worker:
     async def report(self) -> None:
         """Until cancelled."""
         while True:
-            self._gate.report()
+            self._report()
             await asyncio.sleep(_REPORT_S)
 
     async def close(self) -> None:
@@ -68,8 +69,18 @@ class Worker:
             await asyncio.wait([self._starting])
         if self._proxy is not None:
             await self._proxy.close()
-        self._gate.report()
+        self._report()
         self._channel.close()
+
+    def _report(self) -> None:
+        self._gate.report()
+        counts = self._proxy.ledger.take() if self._proxy else []
+        for at in range(0, len(counts), wire.BATCH):
+            rows = {
+                count.route.subdomain: (count.requests, count.errors, count.bytes_in, count.bytes_out)
+                for count in counts[at : at + wire.BATCH]
+            }
+            self._send(Counts(rows))
 
     # -- channel.End
 
