@@ -3,7 +3,7 @@ SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
 
-.PHONY: help setup demo serve test fuzz soak check fmt bench bench-proxy
+.PHONY: help setup demo serve test fuzz soak check fmt bench bench-proxy wheel
 
 FUZZ_S ?= 600
 
@@ -38,6 +38,9 @@ check: setup ## lint, types, architecture
 
 fmt: setup ## format and mend what can be mended
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+wheel: setup ## build dist/*.whl with the proxy's core compiled; needs a C compiler
+	@HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/uv build -q --system-certs --wheel -o dist .
 
 bench: setup ## measure the promises: boot, pause, wake, what snapshots cost, waking from S3, SSH
 	@scripts/test-servers all
