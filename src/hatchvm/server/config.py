@@ -226,8 +226,6 @@ class Config(BaseSettings):
             raise ValueError("HATCH_S3_ACCESS_KEY and HATCH_S3_SECRET_KEY: set both or none")
         if len(self.tls_cert) != len(self.tls_key):
             raise ValueError("HATCH_TLS_CERT and HATCH_TLS_KEY: name as many keys as certificates, in the same order")
-        if self.proxy_workers and self.tls_cert:
-            raise ValueError("HATCH_PROXY_WORKERS: workers serve no TLS; unset it, or HATCH_TLS_CERT and HATCH_TLS_KEY")
         if "tls_addr" in given and not self.tls_cert:
             raise ValueError("HATCH_TLS_ADDR: it needs HATCH_TLS_CERT and HATCH_TLS_KEY")
         needless = sorted(given & {"bridge_name", "bridge_cidr", "bridge_allow", "netns"})

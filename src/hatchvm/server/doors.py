@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -23,7 +24,7 @@ from hatchvm.edge.http.ledger import Ledger
 from hatchvm.edge.http.limits import FRESH_SLOTS
 from hatchvm.edge.http.server import ProxyServer
 from hatchvm.edge.http.tls.certificates import Certificates, Pair
-from hatchvm.edge.http.workers.wire import Counts, Settings
+from hatchvm.edge.http.workers.wire import TLS, Counts, Settings
 from hatchvm.edge.ssh.gateway import SSHGateway
 from hatchvm.server.config import Config, blaming
 from hatchvm.server.wiring import Built
@@ -65,12 +66,12 @@ async def opened(
     with _naming("HATCH_HTTP_ADDR", config.http_addr):
         listener = _listen(*config.http_addr)
     with listener:
+        tls_url = await _start_tls(proxy, certificates, config) if certificates else ""
         with _naming("HATCH_PROXY_ADDR", config.proxy_addr):
             proxy_port = await proxy.start(*config.proxy_addr)
-        duties = [tasks.supervise(certificates.watch(), name="certificates")] if certificates else []
-        tls_url = ""
-        if certificates and isinstance(proxy, ProxyServer):  # workers serve no TLS: the configuration refuses both
-            tls_url = await _start_tls(proxy, certificates, config)
+        duties: list[asyncio.Task[None]] = []
+        if certificates and isinstance(proxy, ProxyServer):  # workers watch theirs
+            duties.append(tasks.supervise(certificates.watch(), name="certificates"))
         front = await _front(built, config)
         gateway = SSHGateway(built.gate, allowed=config.ssh_allowed_cidr, wake_timeout_s=config.wake_timeout)
         duties.append(tasks.supervise(_follow(built, gateway, proxy), name="follow VMs"))
@@ -101,10 +102,13 @@ def certificates_of(config: Config) -> Certificates | None:
         return Certificates([Pair(*pair) for pair in zip(config.tls_cert, config.tls_key, strict=True)])
 
 
-async def _start_tls(proxy: ProxyServer, certificates: Certificates, config: Config) -> str:
-    """Open the TLS port; the URL of VMs there, below the first base domain for which a certificate stands."""
+async def _start_tls(proxy: ProxyServer | Workers, certificates: Certificates, config: Config) -> str:
+    """Take the TLS port; the URL of VMs there, below the first base domain for which a certificate stands."""
     with _naming("HATCH_TLS_ADDR", config.tls_addr):
-        port = await proxy.start_tls(*config.tls_addr, certificates.context)
+        if isinstance(proxy, Workers):
+            port = await proxy.take_tls(*config.tls_addr)
+        else:
+            port = await proxy.start_tls(*config.tls_addr, certificates.context)
     _log.info(logs.TLS_LISTENING, port=port)
     domains = config.base_domain
     domain = next((name for name in domains if certificates.stand_for(f"any.{name}")), domains[0])
@@ -139,7 +143,9 @@ def _proxy(built: Built, config: Config, ledger: Ledger) -> ProxyServer | Worker
     )
 
 
-def _worker_settings(config: Config, host: str, port: int) -> Settings:
+def _worker_settings(config: Config, host: str, port: int, tls_port: int | None) -> Settings:
+    files = zip(config.tls_cert, config.tls_key, strict=True)
+    pairs = [(str(Path(cert).absolute()), str(Path(key).absolute())) for cert, key in files]
     return Settings(
         host=host,
         port=port,
@@ -149,6 +155,7 @@ def _worker_settings(config: Config, host: str, port: int) -> Settings:
         # Together they knock at a guest no more often than one proxy does, as far as that can be divided.
         fresh_slots=max(1, FRESH_SLOTS // config.proxy_workers),
         access_log=config.access_log,
+        tls=None if tls_port is None else TLS(config.tls_addr[0], tls_port, pairs),
         log_level=config.log_level,
         log_format=logs.format_of(config.log_format),
     )

@@ -37,7 +37,7 @@ from hatchvm.edge.http.workers.wire import (
 from hatchvm.server.workers.link import Link
 from hatchvm.testing.edge.workers import FedGate
 
-SETTINGS = Settings("127.0.0.1", 1, ["hatch.local"], 30, 900, 8, 0, "warning", "json")
+SETTINGS = Settings("127.0.0.1", 1, ["hatch.local"], 30, 900, 8, 0, None, "warning", "json")
 VM = "vm-app"
 
 

@@ -14,7 +14,10 @@ import uvloop
 
 from hatchvm.base.errors import Unavailable, Upstream
 from hatchvm.domain.lifecycle import State
+from hatchvm.edge.http.tls.certificates import Pair
+from hatchvm.testing.edge.tls import make_pair
 from hatchvm.testing.edge.workers import WorkerStage, workers_over
+from hatchvm.testing.http.h2 import run_curl
 from hatchvm.testing.stage import Wire
 
 HOST = b"Host: app.hatch.local\r\n"
@@ -282,3 +285,23 @@ def test_the_daemon_may_run_on_uvloop(story: Callable[[WorkerStage], Awaitable[N
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(play())
+
+
+async def test_every_worker_speaks_tls(tmp_path: Path) -> None:
+    pair = make_pair(tmp_path, "app", ["app.hatch.local"])
+    async with WorkerStage.on(2, pairs=[pair]) as stage:
+        await stage.guest(serving)
+        await until_status(stage, 200)
+        own = "--cacert", str(pair.certificate), "-w", "%{http_version}"
+        name = "--resolve", f"app.hatch.local:{stage.tls_port}:127.0.0.1", f"https://app.hatch.local:{stage.tls_port}/"
+        assert await run_curl(*own, *name) == b"ok2"
+        # One of them ends; whoever is left or comes in its place has the port and the certificate.
+        os.kill(stage.workers.pids[0], signal.SIGKILL)
+        assert await run_curl(*own, "--retry", "5", "--retry-all-errors", *name) == b"ok2"
+
+
+async def test_a_worker_whose_certificate_is_gone_says_so(tmp_path: Path) -> None:
+    pair = Pair(tmp_path / "app.pem", tmp_path / "app.key")
+    with pytest.raises(OSError, match=r"app\.pem"):
+        async with WorkerStage.on(pairs=[pair]):
+            pass

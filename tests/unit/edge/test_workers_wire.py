@@ -34,6 +34,7 @@ orders = st.one_of(
         seconds,
         st.integers(1, 8),
         st.floats(0, 1),
+        st.none() | st.builds(wire.TLS, texts, ports, st.lists(st.tuples(ids, ids), min_size=1)),
         st.sampled_from(["debug", "error"]),
         st.sampled_from(["json", "console"]),
     ),

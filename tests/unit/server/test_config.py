@@ -287,12 +287,8 @@ def test_snapshots_are_switched_off_whatever_else_is_set(monkeypatch: pytest.Mon
         ({"HATCH_TLS_CERT": "a,b", "HATCH_TLS_KEY": "a"}, "HATCH_TLS_CERT and HATCH_TLS_KEY: name as many keys"),
         ({"HATCH_TLS_KEY": "a"}, "HATCH_TLS_CERT and HATCH_TLS_KEY: name as many keys"),
         ({"HATCH_TLS_ADDR": ":443"}, "HATCH_TLS_ADDR: it needs HATCH_TLS_CERT and HATCH_TLS_KEY"),
-        (
-            {"HATCH_TLS_CERT": "a", "HATCH_TLS_KEY": "a", "HATCH_PROXY_WORKERS": "2"},
-            "HATCH_PROXY_WORKERS: workers serve no TLS",
-        ),
     ],
-    ids=["one key too few", "no certificate", "a port for nothing", "with workers"],
+    ids=["one key too few", "no certificate", "a port for nothing"],
 )
 def test_half_of_a_tls_port_is_refused(values: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch) -> None:
     setenv(monkeypatch, values)

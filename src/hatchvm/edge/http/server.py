@@ -71,10 +71,10 @@ class ProxyServer:
         self._tick()
         return int(self._server.sockets[0].getsockname()[1])
 
-    async def start_tls(self, host: str, port: int, context: ssl.SSLContext) -> int:
-        """Listen for TLS as well, after `start`; return the port. Raises OSError if it is taken."""
+    async def start_tls(self, host: str, port: int, context: ssl.SSLContext, *, shared: bool = False) -> int:
+        """Listen for TLS as well (`shared`: see `start`); return the port. Raises OSError if it is taken."""
         self._tls = TLSListener(context, lambda: Door(self))
-        return await self._tls.start(host, port, backlog=_BACKLOG)
+        return await self._tls.start(host, port, backlog=_BACKLOG, shared=shared)
 
     async def close(self) -> None:
         """Stop listening, give exchanges under way a moment to end, and cut what is left."""

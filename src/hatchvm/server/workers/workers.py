@@ -50,12 +50,12 @@ class Workers:
         feed: Feed,
         *,
         count: int,
-        settings: Callable[[str, int], Settings],
+        settings: Callable[[str, int, int | None], Settings],
         counts: Callable[[Counts], None] = lambda _: None,
         clock: Clock | None = None,
         silence_s: float = _SILENCE_S,
     ) -> None:
-        """`settings`: host, port -> what a worker is told. `counts`: told what each has served.
+        """`settings`: host, port, TLS port -> what a worker is told. `counts`: told what each has served.
 
         `silence_s`: a worker that says nothing for so long is ended.
         """
@@ -66,7 +66,8 @@ class Workers:
         self._counts = counts
         self._clock = clock or SystemClock()
         self._silence_s = silence_s
-        self._reserved: socket.socket | None = None
+        self._reserved: list[socket.socket] = []
+        self._tls_port: int | None = None
         self._keepers: list[asyncio.Task[None]] = []
         self._links: dict[int, Link] = {}
         self._closing = False
@@ -76,10 +77,14 @@ class Workers:
         """Of the workers that live now."""
         return list(self._links)
 
+    async def take_tls(self, host: str, port: int) -> int:
+        """Before `start`, if they shall speak TLS there: return the port. Raises OSError if it is taken."""
+        self._tls_port = await self._take(host, port)
+        return self._tls_port
+
     async def start(self, host: str, port: int) -> int:
         """Return the port, which the system chose if `port` is 0, when all listen. Raises OSError if it is taken."""
-        self._reserved = await _reserve(host, port)
-        settings = self._settings(host, self._reserved.getsockname()[1])
+        settings = self._settings(host, await self._take(host, port), self._tls_port)
         loop = asyncio.get_running_loop()
         firsts = [loop.create_future() for _ in range(self._count)]
         self._keepers = [tasks.supervise(self._keep(settings, first), name="keep a worker") for first in firsts]
@@ -99,8 +104,13 @@ class Workers:
             await asyncio.wait(self._keepers, timeout=_END_S)
         for keeper in self._keepers:
             await tasks.cancel_and_wait(keeper)
-        if self._reserved is not None:
-            self._reserved.close()
+        for sock in self._reserved:
+            sock.close()
+
+    async def _take(self, host: str, port: int) -> int:
+        sock = await _reserve(host, port)
+        self._reserved.append(sock)
+        return int(sock.getsockname()[1])
 
     async def _keep(self, settings: Settings, first: asyncio.Future[None]) -> None:
         """One worker after another. `first` is done when the first of them listens, or could not."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Sequence
 from datetime import datetime
 
 from hatchvm.domain.lifecycle import State
 from hatchvm.domain.route import Route
-from hatchvm.edge.http.workers.wire import Settings
+from hatchvm.edge.http.tls.certificates import Pair
+from hatchvm.edge.http.workers.wire import TLS, Settings
 from hatchvm.ports.feed import Feed, Listener, Sight
 from hatchvm.server.workers.link import Lender
 from hatchvm.server.workers.workers import Workers
@@ -101,10 +102,13 @@ class FedGate(FakeGate):
         return Sight(vm_id, vm_id.removeprefix("vm-"), self.states[vm_id], addressed=True)
 
 
-def workers_over(gate: Lender, feed: Feed, count: int, *, silence_s: float = 10.0) -> Workers:
-    """Workers as the daemon makes them."""
+def workers_over(
+    gate: Lender, feed: Feed, count: int, *, silence_s: float = 10.0, pairs: Sequence[Pair] = ()
+) -> Workers:
+    """Workers as the daemon makes them. `pairs`: of the TLS port, if it is taken before they start."""
+    files = [(str(pair.certificate), str(pair.key)) for pair in pairs]
 
-    def settings(host: str, port: int) -> Settings:
+    def settings(host: str, port: int, tls_port: int | None) -> Settings:
         return Settings(
             host=host,
             port=port,
@@ -113,6 +117,7 @@ def workers_over(gate: Lender, feed: Feed, count: int, *, silence_s: float = 10.
             stream_idle_timeout_s=900,
             fresh_slots=4,
             access_log=0,
+            tls=None if tls_port is None else TLS(host, tls_port, files),
             log_level="warning",
             log_format="json",
         )
@@ -123,15 +128,21 @@ def workers_over(gate: Lender, feed: Feed, count: int, *, silence_s: float = 10.
 class WorkerStage(Stage):
     """A `Stage` whose proxy is `workers`. Use `async with WorkerStage.on(...) as stage`."""
 
-    def __init__(self, count: int, silence_s: float) -> None:
+    def __init__(self, count: int, silence_s: float, pairs: Sequence[Pair]) -> None:
         super().__init__()
         self.gate: FedGate = FedGate()
-        self.workers = workers_over(self.gate, self.gate, count, silence_s=silence_s)
+        self.workers = workers_over(self.gate, self.gate, count, silence_s=silence_s, pairs=pairs)
+        self.tls_port = 0
 
     @classmethod
     @contextlib.asynccontextmanager
-    async def on(cls, count: int = 1, *, silence_s: float = 10.0) -> AsyncIterator[WorkerStage]:
-        stage = cls(count, silence_s)
+    async def on(
+        cls, count: int = 1, *, silence_s: float = 10.0, pairs: Sequence[Pair] = ()
+    ) -> AsyncIterator[WorkerStage]:
+        """`pairs`: with a TLS port, `tls_port`."""
+        stage = cls(count, silence_s, pairs)
+        if pairs:
+            stage.tls_port = await stage.workers.take_tls("127.0.0.1", 0)
         stage.port = await stage.workers.start("127.0.0.1", 0)
         try:
             yield stage

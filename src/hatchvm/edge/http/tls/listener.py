@@ -29,10 +29,13 @@ class TLSListener:
         self._handshakes: set[TLSTransport] = set()
         self._server: asyncio.Server | None = None
 
-    async def start(self, host: str, port: int, *, backlog: int) -> int:
-        """Listen; return the port, which the system chose if `port` is 0. Raises OSError if it is taken."""
+    async def start(self, host: str, port: int, *, backlog: int, shared: bool = False) -> int:
+        """Listen; return the port, which the system chose if `port` is 0. Raises OSError if it is taken.
+
+        `shared`: other processes of this user may listen there too.
+        """
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._accepted, host, port, backlog=backlog)
+        self._server = await loop.create_server(self._accepted, host, port, backlog=backlog, reuse_port=shared or None)
         return int(self._server.sockets[0].getsockname()[1])
 
     def close(self) -> None:

@@ -29,6 +29,7 @@ BATCH: Final = 100
 
 _ID = Annotated[str, Meta(min_length=1, max_length=64)]
 _Text = Annotated[str, Meta(max_length=300)]
+_Path = Annotated[str, Meta(min_length=1, max_length=4096)]
 _Number = Annotated[int, Meta(ge=0, le=2**53)]
 _Port = Annotated[int, Meta(ge=0, le=65535)]
 _Seconds = Annotated[float, Meta(ge=0, le=1e6)]
@@ -57,6 +58,14 @@ class _Message(Struct, array_like=True, forbid_unknown_fields=True):
 # -- daemon -> worker
 
 
+class TLS(_Message):
+    """The TLS port. `pairs`: files of certificates and their keys, which the worker reads itself."""
+
+    host: _Text
+    port: _Port
+    pairs: Annotated[list[tuple[_Path, _Path]], Meta(min_length=1)]
+
+
 class Settings(_Message, tag="settings"):
     """The first message: all a worker needs of the configuration. Seconds; `base_domains` are lower case.
 
@@ -70,6 +79,7 @@ class Settings(_Message, tag="settings"):
     stream_idle_timeout_s: _Seconds
     fresh_slots: Annotated[int, Meta(ge=1)]
     access_log: Annotated[float, Meta(ge=0, le=1)]
+    tls: TLS | None
     log_level: Literal["debug", "info", "warning", "error"]
     log_format: Literal["json", "console"]
 

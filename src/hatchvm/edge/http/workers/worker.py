@@ -6,6 +6,7 @@ import asyncio
 import errno
 import signal
 import socket
+from pathlib import Path
 from typing import Final
 
 from hatchvm.base import tasks
@@ -13,10 +14,12 @@ from hatchvm.base.clock import SystemClock
 from hatchvm.base.errors import Invalid
 from hatchvm.base.loop import loop_factory
 from hatchvm.edge.http.server import ProxyServer
+from hatchvm.edge.http.tls.certificates import Certificates, Pair
 from hatchvm.edge.http.workers import wire
 from hatchvm.edge.http.workers.channel import Channel
 from hatchvm.edge.http.workers.gate import RemoteGate
 from hatchvm.edge.http.workers.wire import (
+    TLS,
     Counts,
     Done,
     Drain,
@@ -56,6 +59,7 @@ class Worker:
         self._settings: Settings | None = None
         self._proxy: ProxyServer | None = None
         self._starting: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None  # the certificates
 
     async def report(self) -> None:
         """Until cancelled."""
@@ -67,6 +71,8 @@ class Worker:
         """Listen no more, let exchanges under way end. What they need of the daemon they still get, if it is there."""
         if self._starting is not None:
             await asyncio.wait([self._starting])
+        if self._watching is not None:
+            await tasks.cancel_and_wait(self._watching)
         if self._proxy is not None:
             await self._proxy.close()
         self._report()
@@ -129,13 +135,22 @@ class Worker:
         listening = False
         try:
             await proxy.start(settings.host, settings.port, shared=True)
+            if settings.tls is not None:
+                await self._serve_tls(proxy, settings.tls)
             listening = True
             self._send(Serving())
         except OSError as error:
             self._send(Unable(error.errno or errno.EIO, (error.strerror or str(error))[:300]))
+        except Invalid as error:  # the files have changed since the daemon read them
+            self._send(Unable(errno.EIO, str(error)[:300]))
         finally:
             if not listening:
                 self.ended.set()
+
+    async def _serve_tls(self, proxy: ProxyServer, tls: TLS) -> None:
+        certificates = Certificates([Pair(Path(certificate), Path(key)) for certificate, key in tls.pairs])
+        await proxy.start_tls(tls.host, tls.port, certificates.context, shared=True)
+        self._watching = tasks.supervise(certificates.watch(), name="certificates")
 
     def _send(self, message: Report) -> None:
         self._channel.send(wire.encode(message))
