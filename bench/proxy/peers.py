@@ -17,6 +17,8 @@ _KEPT: Final = 512
 
 #: Where scripts/bench-peers puts what is not in Debian.
 _INSTALLED: Final = Path("build/peers").resolve()
+#: A Python that finds Hatch with its core compiled before the source.
+_COMPILED_PROGRAM: Final = str(Path("build/compiled/python").absolute())
 _ENVOY_PROGRAM: Final = str(_INSTALLED / "envoy/_bin/envoy")
 _ENVOY: Final = "type.googleapis.com/envoy.extensions"
 
@@ -209,6 +211,10 @@ def hatch(folder: Path, layout: Layout) -> list[str]:
     return [sys.executable, "-m", "bench.proxy.hatch", *options]
 
 
+def compiled(folder: Path, layout: Layout) -> list[str]:
+    return [_COMPILED_PROGRAM, *hatch(folder, layout)[1:]]
+
+
 def _json(path: Path, config: Mapping[str, Any]) -> str:
     path.write_text(json.dumps(config))
     return str(path)
@@ -231,6 +237,7 @@ class Peer:
 PEERS: Final[Mapping[str, Peer]] = {
     "nginx": Peer("nginx", nginx),
     "hatch": Peer(sys.executable, hatch),
+    "compiled": Peer(_COMPILED_PROGRAM, compiled),
     "haproxy": Peer("haproxy", haproxy),
     "envoy": Peer(_ENVOY_PROGRAM, envoy),
     "traefik": Peer(str(_INSTALLED / "bin/traefik"), traefik, {"routes100k": "walks its list of routes"}),
