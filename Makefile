@@ -40,7 +40,7 @@ fmt: setup ## format and mend what can be mended
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 wheel: setup ## build dist/*.whl with the proxy's core compiled; needs a C compiler
-	@HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/uv build -q --system-certs --python $(BIN)/python --wheel -o dist .
+	@HATCH_BUILD_HOOKS_ENABLE=1 $(BIN)/uv build -q --system-certs --python $(BIN)/python -o dist .
 
 bench: setup ## measure the promises: boot, pause, wake, what snapshots cost, waking from S3, SSH
 	@scripts/test-servers all
