@@ -224,7 +224,7 @@ class Relay:
             while (self.phase is _IDLE or self.phase is _HEAD) and self._input:
                 head: bytes | None
                 data = self._input
-                end = data.find(b"\r\n\r\n")
+                end = -1 if known else data.find(b"\r\n\r\n")
                 if 0 <= end == len(data) - 4 < REMEMBERED_BYTES:  # the usual case: one head, and short
                     head, rest = data[:end], b""
                 else:
