@@ -115,17 +115,23 @@ class Stage:
     async def open(cls) -> AsyncIterator[Stage]:
         stage = cls()
         stage.port = await stage.proxy.start("127.0.0.1", 0)
-        try:
+        async with stage._played(stage.proxy.close):
             yield stage
+
+    @contextlib.asynccontextmanager
+    async def _played(self, close: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
+        """Afterwards everybody hangs up, and nothing may be left; `close` ends what stands between them."""
+        try:
+            yield
         finally:
-            for wire in stage._wires:
+            for wire in self._wires:
                 wire.reset()
-            await stage.proxy.close()
-            for guest in stage._guests:
+            await close()
+            for guest in self._guests:
                 guest.close()
-        assert not +stage.gate.holds, "a hold was never released"
-        if stage.problems:
-            raise ExceptionGroup("guests stumbled", [p for p in stage.problems if isinstance(p, Exception)])
+        assert not +self.gate.holds, "a hold was never released"
+        if self.problems:
+            raise ExceptionGroup("guests stumbled", [p for p in self.problems if isinstance(p, Exception)])
 
     async def guest(self, script: Script, *, subdomain: str = "app", limit: int = 2**16) -> int:
         """Let `subdomain` lead to a server that plays `script` with every connection; return its port."""

@@ -144,14 +144,5 @@ class WorkerStage(Stage):
         if pairs:
             stage.tls_port = await stage.workers.take_tls("127.0.0.1", 0)
         stage.port = await stage.workers.start("127.0.0.1", 0)
-        try:
+        async with stage._played(stage.workers.close):
             yield stage
-        finally:
-            for wire in stage._wires:
-                wire.reset()
-            await stage.workers.close()
-            for guest in stage._guests:
-                guest.close()
-        assert not +stage.gate.holds, "a lease was never given back"
-        if stage.problems:
-            raise ExceptionGroup("guests stumbled", [p for p in stage.problems if isinstance(p, Exception)])
