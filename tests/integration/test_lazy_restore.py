@@ -120,7 +120,7 @@ async def test_a_suspend_can_be_taken_back_at_every_step(world: World, step: str
 
 async def test_a_pager_that_dies_costs_the_run_and_not_what_was_synced(world: World) -> None:
     vm = await lazily(world)
-    disk = world.paths.vm(vm.id).lazy / "disk.qcow2"
+    disk = world.paths.vm(vm.id).lazy / "disk"
     fd = os.open(disk, os.O_RDWR)
     os.fsync(fd)
     os.close(fd)

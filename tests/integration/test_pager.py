@@ -68,7 +68,7 @@ def damage(stored: Stored) -> None:
 
 def test_files_are_whole_from_the_first_look(paths: VMPaths, stored: Stored) -> None:
     with paging(paths, stored.work(paths)):
-        assert (paths.lazy / "disk.qcow2").read_bytes() == DISK
+        assert (paths.lazy / "disk").read_bytes() == DISK
         with mapped(paths.lazy / "memory") as memory:
             assert memory[1000 * BLOCK : 1001 * BLOCK] == MEMORY[1000 * BLOCK : 1001 * BLOCK]
             assert memory[:] == MEMORY
@@ -79,7 +79,7 @@ def test_files_are_whole_from_the_first_look(paths: VMPaths, stored: Stored) -> 
 def test_what_is_written_stays_and_ends_in_the_real_files(paths: VMPaths, stored: Stored) -> None:
     expected, disk = bytearray(MEMORY), bytearray(DISK)
     with paging(paths, stored.work(paths)) as pager:
-        with mapped(paths.lazy / "memory") as memory, (paths.lazy / "disk.qcow2").open("r+b") as file:
+        with mapped(paths.lazy / "memory") as memory, (paths.lazy / "disk").open("r+b") as file:
             for spot in (3, 777 * BLOCK + 5, 2000 * BLOCK):
                 expected[spot : spot + 9] = memory[spot : spot + 9] = b"new words"
             file.seek(100 * BLOCK + 17)
@@ -100,7 +100,7 @@ def test_what_is_written_stays_and_ends_in_the_real_files(paths: VMPaths, stored
 
 
 def test_holes_are_punched_and_files_cut(paths: VMPaths, stored: Stored) -> None:
-    path = paths.lazy / "disk.qcow2"
+    path = paths.lazy / "disk"
     with paging(paths, stored.work(paths)) as pager:
         punch = ["fallocate", "--punch-hole", "--offset", str(10 * BLOCK + 100), "--length", str(5 * BLOCK), str(path)]
         subprocess.run(punch, check=True)
@@ -113,7 +113,7 @@ def test_holes_are_punched_and_files_cut(paths: VMPaths, stored: Stored) -> None
 
 
 def test_what_was_synced_survives_a_kill_and_the_rest_can_be_completed(paths: VMPaths, stored: Stored) -> None:
-    with paging(paths, stored.work(paths)), (paths.lazy / "disk.qcow2").open("r+b") as file:
+    with paging(paths, stored.work(paths)), (paths.lazy / "disk").open("r+b") as file:
         file.seek(40 * BLOCK)
         file.write(b"synced" * 1000)
         file.flush()
@@ -144,7 +144,7 @@ def test_a_killed_pager_is_an_error_for_its_readers_and_its_mount_can_be_taken_a
 def test_a_damaged_snapshot_is_never_served(paths: VMPaths, stored: Stored) -> None:
     damage(stored)
     with paging(paths, stored.work(paths)) as pager:
-        with (paths.lazy / "disk.qcow2").open("rb", buffering=0) as file, pytest.raises(OSError) as caught:
+        with (paths.lazy / "disk").open("rb", buffering=0) as file, pytest.raises(OSError) as caught:
             while file.read(BLOCK):
                 pass
         assert caught.value.errno == errno.EIO

@@ -90,7 +90,7 @@ class Machine:
             *("-m", "256", "-nodefaults", "-no-user-config", "-no-reboot", "-display", "none"),
             *("-serial", "file:console", "-qmp", "unix:qmp,server=on,wait=off"),
             *("-kernel", str(image.boot.kernel), "-initrd", str(image.boot.initrd), "-append", boot_args),
-            *("-drive", "id=root,file=disk.qcow2,format=qcow2,if=none", "-device", "virtio-blk-device,drive=root"),
+            *("-drive", "id=root,file=disk,format=qcow2,if=none", "-device", "virtio-blk-device,drive=root"),
             *("-drive", "id=seed,file=seed.iso,format=raw,if=none,readonly=on"),
             *("-device", "virtio-blk-device,drive=seed"),
             *("-netdev", f"user,id=net0,restrict=off,{forwards}", "-device", "virtio-net-device,netdev=net0"),
@@ -163,7 +163,7 @@ def folder(tiny: Image, tmp_path_factory: pytest.TempPathFactory) -> Path:
     public_key = (folder / "key.pub").read_text().strip()
     write_seed(folder / "seed.iso", instance_id="vm-1", hostname="from-meta-data", user_data=user_data(public_key))
     overlay = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", str(tiny.boot.rootfs)]
-    subprocess.run([*overlay, str(folder / "disk.qcow2")], check=True)
+    subprocess.run([*overlay, str(folder / "disk")], check=True)
     return folder
 
 
@@ -241,5 +241,5 @@ def test_the_power_button_ends_it_and_a_second_boot_runs_nothing_again(
         assert second.said("cloud-init") is None
     finally:
         second.end()
-    checked = subprocess.run(["qemu-img", "check", "-q", str(folder / "disk.qcow2")], check=False)
+    checked = subprocess.run(["qemu-img", "check", "-q", str(folder / "disk")], check=False)
     assert checked.returncode == 0

@@ -33,7 +33,7 @@ class VMPaths:
 
     @property
     def memory(self) -> Path:
-        """The guest's RAM, whole: mapped shared while it runs, so the file *is* the memory."""
+        """The guest's RAM, whole once it was saved. QEMU maps it shared, so there the file *is* the memory."""
         return self.root / "memory"
 
     @property
@@ -53,8 +53,13 @@ class VMPaths:
 
     @property
     def disk(self) -> Path:
-        """The writable root disk, a copy-on-write overlay over the image."""
-        return self.root / "disk.qcow2"
+        """The writable root disk. Its format is the driver's: see `made_by`."""
+        return self.root / "disk"
+
+    @property
+    def made_by(self) -> Path:
+        """The name of the driver whose format the disk has: no file tells it reliably, because a guest writes it."""
+        return self.root / "made-by"
 
     @property
     def seed(self) -> Path:
@@ -70,6 +75,21 @@ class VMPaths:
     def vmm_log(self) -> Path:
         """stdout and stderr of the VMM."""
         return self.root / "vmm.log"
+
+    @property
+    def box(self) -> Path:
+        """What a Firecracker sees of the host: the root of its jail, or its working directory."""
+        return self.root / "box"
+
+    @property
+    def changes(self) -> Path:
+        """What a guest wrote since `memory` was whole: a sparse file of the same size, merged into it by a capture."""
+        return self.root / "memory.changes"
+
+    @property
+    def changed(self) -> Path:
+        """Which pages of `memory` may differ from those of a stored snapshot: see `node.changed`."""
+        return self.root / "changed"
 
     @property
     def qmp(self) -> Path:
@@ -93,7 +113,7 @@ class VMPaths:
 
     @property
     def lazy(self) -> Path:
-        """Where a pager serves `memory` and `disk.qcow2` while parts of them are still in the object store."""
+        """Where a pager serves `memory` and `disk` while parts of them are still in the object store."""
         return self.root / "lazy"
 
     @property

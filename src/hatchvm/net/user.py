@@ -5,8 +5,9 @@ from __future__ import annotations
 import socket
 from collections.abc import Collection
 
+from hatchvm.base.errors import Unsupported
 from hatchvm.ports.network import Seat
-from hatchvm.ports.vmm import Handle
+from hatchvm.ports.vmm import Handle, Nest
 
 
 class UserNetwork:
@@ -20,6 +21,9 @@ class UserNetwork:
 
     async def attach(self, seat: Seat) -> int | None:
         return None
+
+    async def nest(self, seat: Seat) -> Nest:
+        raise Unsupported("Firecracker has no private user networks; start Hatch with HATCH_NETWORK=bridge")
 
     async def forget(self, seat: Seat) -> None:
         return

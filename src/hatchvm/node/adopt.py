@@ -38,6 +38,7 @@ async def adopt(host: Host, vm: VM, image: Image) -> Adopted:
     A VM whose row says that it has no process has none afterwards, and no saved memory.
     """
     paths = host.paths.vm(vm.id)
+    _rename_old(paths)
     pager = await asyncio.to_thread(lazy.find, paths)
     handle = None
     if vm.state not in AT_REST and (pager is not None or not await asyncio.to_thread(is_mounted, paths.lazy)):
@@ -52,6 +53,13 @@ async def adopt(host: Host, vm: VM, image: Image) -> Adopted:
         forget_memory(paths)
         return Adopted(Found.DISK)
     return Adopted(Found.SAVED if _usable(host, paths) else Found.DISK)
+
+
+def _rename_old(paths: VMPaths) -> None:
+    """Disks had another name up to 0.1, when QEMU was the only driver. A VMM that has one open does not notice."""
+    old = paths.root / "disk.qcow2"
+    if old.exists() and not paths.disk.exists():
+        old.rename(paths.disk)
 
 
 async def _live(host: Host, vm: VM, image: Image) -> Handle | None:

@@ -14,7 +14,7 @@ from hatchvm.domain.snapshot import Stamp
 from hatchvm.domain.vm import VM
 from hatchvm.node.lazy import Pagers
 from hatchvm.ports.network import Network, Seat
-from hatchvm.ports.vmm import Driver, LaunchPlan, NetPlan
+from hatchvm.ports.vmm import Driver, LaunchPlan, Nest, NetPlan
 from hatchvm.snapshots.engine import SnapshotEngine
 
 
@@ -53,21 +53,38 @@ def seat_of(vm: VM) -> Seat | None:
     return Seat(vm_id=vm.id, guest_ip=vm.guest_ip, guest_mac=vm.guest_mac, tap_name=vm.tap_name)
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plug:
+    """A VM's TAP, as its driver wants it."""
+
+    fd: int | None = None
+    nest: Nest | None = None
+
+
 @asynccontextmanager
-async def plugged_in(host: Host, vm: VM) -> AsyncIterator[int | None]:
+async def plugged_in(host: Host, vm: VM) -> AsyncIterator[Plug]:
     """The VM's TAP, for a VMM that starts inside the block; if it does not start, nothing of it is left."""
     seat = seat_of(vm)
-    tap = await host.needed_network(seat).attach(seat) if seat is not None else None
-    try:
-        yield tap
-    finally:
-        if tap is not None:
-            os.close(tap)
+    if seat is None:
+        yield Plug()
+    elif host.driver.taps == "name":
+        nest = await host.needed_network(seat).nest(seat)
+        try:
+            yield Plug(nest=nest)
+        finally:
+            await nest.close()
+    else:
+        fd = await host.needed_network(seat).attach(seat)
+        try:
+            yield Plug(fd=fd)
+        finally:
+            if fd is not None:
+                os.close(fd)
 
 
 async def ensure_fit(host: Host, stamp: Stamp, launch_plan: LaunchPlan, *, instead: str) -> None:
     """Raises Unsupported if memory with this stamp cannot be resumed here; `instead`: what can be done."""
-    difference = stamp.difference(await host.driver.stamp(launch_plan))
+    difference = stamp.difference(await host.driver.stamp(launch_plan, stamp))
     if difference is not None:
         raise Unsupported(f"the saved memory does not fit this host: {difference}; {instead}")
 
@@ -79,10 +96,14 @@ def plan(
     *,
     ports: Collection[int] = (),
     accepted: frozenset[int] = frozenset(),
-    tap: int | None = None,
+    plug: Plug | None = None,
     lazy: bool = False,
+    written_by: str | None = None,
 ) -> LaunchPlan:
-    """How to start this VM. `ports`: guest ports that will be dialled, reachable from the start. `tap`: its TAP."""
+    """How to start this VM. `ports`: guest ports that will be dialled, reachable from the start. `plug`: its TAP.
+
+    `lazy`, `written_by`: see `LaunchPlan`.
+    """
     net = None
     if vm.guest_ip is not None and vm.guest_mac is not None:
         forwards = dict.fromkeys(ports, 0)
@@ -92,7 +113,8 @@ def plan(
             forwards=forwards,
             accepted=accepted,
             tap_name=vm.tap_name,
-            tap_fd=tap,
+            tap_fd=plug.fd if plug else None,
+            nest=plug.nest if plug else None,
         )
     return LaunchPlan(
         vm_id=vm.id,
@@ -105,4 +127,5 @@ def plan(
         net=net,
         has_seed=True,
         lazy=lazy,
+        written_by=written_by,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 
-from hatchvm.base.errors import Exhausted, HatchError
+from hatchvm.base.errors import Exhausted, HatchError, Unsupported
 from hatchvm.base.files import allocated_bytes
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.units import MIB, format_bytes
@@ -33,6 +33,7 @@ async def prepare(host: Host, vm: VM, image: Image, user_data: str | None) -> No
             unfinished = paths.disk.with_suffix(".new")
             unfinished.unlink(missing_ok=True)
             await host.driver.create_disk(image.boot.rootfs, image.boot.rootfs_format, unfinished)
+            paths.made_by.write_text(host.driver.name)
             unfinished.replace(paths.disk)
     except OSError as error:
         shutil.rmtree(paths.root, ignore_errors=True)
@@ -48,6 +49,18 @@ def _house_keys(host: Host) -> list[str]:
         return [host.paths.house_key.with_suffix(".pub").read_text().strip()]
     except FileNotFoundError:
         return []
+
+
+def ensure_ours(host: Host, paths: VMPaths) -> None:
+    """Raises Unsupported if the VM's disk has another driver's format. Its content is not asked: a guest wrote it."""
+    try:
+        made_by = paths.made_by.read_text()
+    except FileNotFoundError:  # there was only one driver then
+        made_by = "qemu" if paths.disk.exists() else host.driver.name
+    if made_by != host.driver.name:
+        raise Unsupported(
+            f"the VM's disk was made by {made_by}; start Hatch with HATCH_VMM={made_by}, or copy its data to a new VM"
+        )
 
 
 def ensure_room(paths: VMPaths, mem_mib: int) -> None:
@@ -70,10 +83,11 @@ async def boot(host: Host, vm: VM, image: Image) -> Handle:
         await lazy.complete(paths, host.snapshots(), host.pagers)
     if not paths.seed.exists() or (image.boot.rootfs is not None and not paths.disk.exists()):
         await prepare(host, vm, image, vm.spec.user_data)
+    ensure_ours(host, paths)
     ensure_room(paths, vm.spec.mem_mib)
     forget_memory(paths)
-    async with plugged_in(host, vm) as tap:
-        return await host.driver.launch(plan(host, vm, image, tap=tap))
+    async with plugged_in(host, vm) as plug:
+        return await host.driver.launch(plan(host, vm, image, plug=plug))
 
 
 async def halt(handle: Handle, *, timeout_s: float) -> None:

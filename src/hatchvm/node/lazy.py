@@ -43,6 +43,8 @@ class Pager:
     def __init__(self, paths: VMPaths, process: Process) -> None:
         self._paths = paths
         self._process = process
+        #: The version of the VMM that wrote the state beside what it serves, while a wake on it is still to come.
+        self.written_by: str | None = None
 
     async def finish(self) -> None:
         """Return when every block is here. Raises Corrupt for a damaged snapshot, Unavailable if the store is away."""

@@ -106,7 +106,9 @@ async def _begin(host: Host, vm: VM, manifest: Manifest, data: bytes) -> Pager:
     starting = tasks.spawn(host.pagers.start(paths, manifest.keys, where, data, mounted=True), name=f"pager {vm.id}")
     try:
         await _replace(host, vm, manifest, {layout.STATE}, lambda paths: None)
-        return await asyncio.shield(starting)
+        pager = await asyncio.shield(starting)
+        pager.written_by = manifest.stamp.vmm_version
+        return pager
     except BaseException:
         await outlast([starting])
         if not starting.exception():

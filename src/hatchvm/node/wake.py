@@ -48,8 +48,11 @@ async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Woke
         asyncio.to_thread(pair.begin_wake, paths, saved, host.boot_id), name=f"announce wake {vm.id}"
     )
     try:
-        async with plugged_in(host, vm) as tap:
-            handle = await host.driver.restore(plan(host, vm, image, ports=ports, accepted=saved.accepted, tap=tap))
+        async with plugged_in(host, vm) as plug:
+            written_by = saved.stamp.vmm_version
+            handle = await host.driver.restore(
+                plan(host, vm, image, ports=ports, accepted=saved.accepted, plug=plug, written_by=written_by)
+            )
     except BaseException:
         await outlast([announced])
         pair.put_back(paths, saved)
@@ -77,8 +80,10 @@ async def wake_lazily(host: Host, vm: VM, image: Image, ports: Collection[int], 
     """As `wake`, on the files that the pager serves. Nothing is spent: if it fails, the snapshot is in the store."""
     ensure_room(host.paths.vm(vm.id), vm.spec.mem_mib)
     try:
-        async with plugged_in(host, vm) as tap:
-            handle = await host.driver.restore(plan(host, vm, image, ports=ports, tap=tap, lazy=True))
+        async with plugged_in(host, vm) as plug:
+            handle = await host.driver.restore(
+                plan(host, vm, image, ports=ports, plug=plug, lazy=True, written_by=pager.written_by)
+            )
         try:
             await _resume(vm, handle)
         except HatchError:

@@ -11,7 +11,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Protocol
 
-from hatchvm.ports.vmm import Handle
+from hatchvm.ports.vmm import Handle, Nest
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,6 +38,9 @@ class Network(Protocol):
 
         The connection ends with the last copy of the descriptor, so nothing has to be taken away after a VMM.
         """
+
+    async def nest(self, seat: Seat) -> Nest:
+        """As `attach`, for a guest whose VMM opens its TAP by name. Raises Unsupported where that is not possible."""
 
     async def forget(self, seat: Seat) -> None:
         """The VM is deleted: its address may be given to another."""

@@ -9,14 +9,37 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
-from typing import Protocol
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
 
 from hatchvm.base.paths import VMPaths
 from hatchvm.domain.image import Boot, DiskFormat
 from hatchvm.domain.snapshot import Stamp
+
+#: Numbers of pages of 4 KiB of a guest's memory.
+Pages = npt.NDArray[np.uint32]
+
+
+class Nest(Protocol):
+    """A network namespace for one VMM that opens its TAP by name. Nobody else is in it, and nothing but that TAP."""
+
+    async def lay(self, uid: int) -> None:
+        """Make it, with a TAP in it that this user may open."""
+
+    def inside(self) -> AbstractContextManager[None]:
+        """The calling thread is in it: a process started there stays. Nothing may be awaited inside."""
+
+    async def plug(self, pid: int) -> None:
+        """The process has opened the TAP: connect it to the guests' network. From here on it ends with the process."""
+
+    async def close(self) -> None:
+        """Let go of it: it ends with the last process inside. A TAP that was never plugged is gone. May be repeated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -25,8 +48,8 @@ class NetPlan:
 
     `forwards`: guest port -> port on the host's loopback that leads to it (0: any free one), open from the start.
     `accepted`: guest ports that had accepted before the suspend, so that nobody need prove them again after a wake.
-    `tap_name`: the TAP that the card is plugged into, None on a private user network; `tap_fd`: a descriptor of it, to
-    be inherited by a VMM that starts.
+    `tap_name`: the TAP that the card is plugged into, None on a private user network. A VMM that starts is given it as
+    a descriptor to inherit (`tap_fd`) or, if its driver wants `taps` by name, in a `nest`.
     """
 
     guest_ip: str
@@ -35,6 +58,7 @@ class NetPlan:
     accepted: frozenset[int] = frozenset()
     tap_name: str | None = None
     tap_fd: int | None = None
+    nest: Nest | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +74,8 @@ class LaunchPlan:
     mem_mib: int
     net: NetPlan | None
     has_seed: bool
-    lazy: bool = False  # the VMM opens memory and disk in `paths.lazy`, where a pager serves them
+    lazy: bool = False  # a pager serves the disk in `paths.lazy`, and memory as the driver wants it (`lazy_memory`)
+    written_by: str | None = None  # the version of the VMM that wrote the state to be restored; None: this host's own
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +110,12 @@ class Handle(Protocol):
     async def resume(self) -> None:
         """Let the vCPUs run: after `pause`, after `restore`, and after `capture` too (a suspend taken back)."""
 
-    async def capture(self) -> None:
+    async def capture(self) -> Pages | None:
         """Write device state to `paths.state` and flush the disk; the memory file is complete. Only while paused.
 
-        After it the process holds nothing that the files do not have: `quit`, or `resume` and forget the state.
+        Returns the pages that the guest may have written since the last capture or the restore, ascending; None if
+        that is not known. After it the process holds nothing that the files do not have: `quit`, or `resume` and
+        forget the state.
         Raises HatchError if the state could not be written; the guest is then still paused and can be resumed.
         """
 
@@ -126,12 +153,21 @@ class Driver(Protocol):
     """Starts VMM processes that outlive this daemon."""
 
     name: str
+    #: How a card's TAP is handed to the VMM: see `NetPlan`.
+    taps: Literal["fd", "name"]
+    #: Where memory that is still in the object store is opened: a file in `paths.lazy`, or page faults that come to a
+    #: socket in `paths.box` (see `hatchvm.pager`).
+    lazy_memory: Literal["file", "faults"]
 
     async def check(self) -> str:
         """Prove that a VM can start here; return a sentence about how. Raises Unsupported with what to install."""
 
-    async def stamp(self, plan: LaunchPlan) -> Stamp:
-        """What a snapshot of a VM with this plan would depend on."""
+    async def stamp(self, plan: LaunchPlan, wanted: Stamp | None = None) -> Stamp:
+        """What a snapshot of a VM with this plan would depend on.
+
+        `wanted`: that of a snapshot to be restored. Where several versions of the VMM are installed, the answer is for
+        the one that can load it, if there is one.
+        """
 
     async def create_disk(self, base: Path | None, base_format: DiskFormat, disk: Path) -> None:
         """Make a VM's writable disk over an image's, which is never written. Raises Exhausted on a full disk."""

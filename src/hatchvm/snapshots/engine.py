@@ -46,7 +46,7 @@ from hatchvm.snapshots.workers import Stop, Workers, outlast
 from hatchvm.snapshots.writer import Content, Writer
 
 #: stream -> the file `fetch` makes of it, named as in a VM's folder.
-FILES: Final = {layout.MEMORY: "memory", layout.STATE: "state", layout.DISK: "disk.qcow2"}
+FILES: Final = {layout.MEMORY: "memory", layout.STATE: "state", layout.DISK: "disk"}
 
 #: How long what no manifest refers to is kept. An upload may take a quarter of it.
 GRACE: Final = timedelta(hours=6)

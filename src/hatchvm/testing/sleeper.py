@@ -48,7 +48,7 @@ def piece(length: int, kind: str) -> bytes:
 
 @dataclass
 class Sleeper:
-    """A VM whose files are `memory`, `state` and (unless `disk` is False) `disk.qcow2` in the folder `root`/files."""
+    """A VM whose files are `memory`, `state` and (unless `disk` is False) `disk` in the folder `root`/files."""
 
     store: ObjectStore
     root: Path
@@ -80,8 +80,8 @@ class Sleeper:
 
     def holds(self, *, memory: bytes = b"", state: bytes = b"", disk: bytes = b"") -> None:
         """Give the files this content."""
-        for name, data in {"memory": memory, "state": state, "disk.qcow2": disk}.items():
-            if self.disk or name != "disk.qcow2":
+        for name, data in {"memory": memory, "state": state, "disk": disk}.items():
+            if self.disk or name != "disk":
                 (self.files / name).write_bytes(data)
 
     def content(self) -> dict[str, bytes]:

@@ -17,7 +17,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Corrupt, Unavailable, Unsupported, Upstream, UpstreamTimeout
@@ -252,6 +252,8 @@ class FakeDriver:
     """A `Driver` over `Machines`."""
 
     name = "fake"
+    taps: Literal["fd", "name"] = "fd"
+    lazy_memory: Literal["file", "faults"] = "file"
 
     def __init__(self, machines: Machines, hook: Hook = no_hook) -> None:
         self._machines = machines
@@ -262,7 +264,7 @@ class FakeDriver:
     async def check(self) -> str:
         return "no virtual machines at all"
 
-    async def stamp(self, plan: LaunchPlan) -> Stamp:
+    async def stamp(self, plan: LaunchPlan, wanted: Stamp | None = None) -> Stamp:
         await self._hook("stamp")
         stamp = replace(
             STAMP,

@@ -114,7 +114,7 @@ async def test_another_program_reads_it(tmp_path: Path, ring: Ring, monkeypatch:
     objects = {key: data for key, (data, _) in store.objects.items()}
     facts, streams, order = read(objects, vm.vm_id, vm.keys(2).snapshot_id)
     content = vm.content()
-    assert streams == {"memory": content["memory"], "state": content["state"], "disk": content["disk.qcow2"]}
+    assert streams == {"memory": content["memory"], "state": content["state"], "disk": content["disk"]}
     assert order == [7, 100, 3]
     assert facts["created_at"] == CREATED_AT.isoformat()
     assert facts["vm_config"] == '{"name": "ö"}'

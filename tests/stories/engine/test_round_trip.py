@@ -67,7 +67,7 @@ async def test_any_files_come_back_as_they_were(
         sparse(vm.files / "memory", *memory)
         sparse(vm.files / "state", *state)
         if disk is not None:
-            sparse(vm.files / "disk.qcow2", *disk)
+            sparse(vm.files / "disk", *disk)
         written = await vm.write()
         assert await vm.restored() == vm.content()
         read, stored = await vm.engine.open(vm.keys())
@@ -129,9 +129,7 @@ async def test_equal_blocks_are_stored_once_wherever_they_are(vm: Sleeper) -> No
 async def test_one_file_alone_can_be_fetched(vm: Sleeper, tmp_path: Path) -> None:
     manifest = await vm.write()
     await vm.engine.fetch(manifest, tmp_path / "alone", only={"disk"})
-    assert {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()} == {
-        "disk.qcow2": vm.content()["disk.qcow2"]
-    }
+    assert {path.name: path.read_bytes() for path in (tmp_path / "alone").iterdir()} == {"disk": vm.content()["disk"]}
 
 
 async def test_a_fetch_replaces_what_an_earlier_one_left(vm: Sleeper, tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def _devices(plan: LaunchPlan) -> list[str]:
     if boot.rootfs is not None:
         # The image is named here, not believed from the overlay's header: a fetched disk may come from another host.
         base = f"backing.driver={boot.rootfs_format},backing.file.filename={_escape(boot.rootfs).replace(',', ',,')}"
-        root = f"id=root,if=none,file={_served(plan)}disk.qcow2,format=qcow2,discard=unmap,detect-zeroes=unmap"
+        root = f"id=root,if=none,file={_served(plan)}disk,format=qcow2,discard=unmap,detect-zeroes=unmap"
         args += ["-drive", f"{root},{base}"]
         args += ["-device", "virtio-blk-device,drive=root"]
     if plan.has_seed:

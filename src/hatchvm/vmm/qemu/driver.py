@@ -13,7 +13,7 @@ import signal
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal
 
 from blake3 import blake3
 
@@ -42,6 +42,8 @@ class QEMUDriver:
     """A `Driver`. `accelerator` finds out once what this host can do."""
 
     name = "qemu"
+    taps: Literal["fd", "name"] = "fd"
+    lazy_memory: Literal["file", "faults"] = "file"
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
@@ -53,7 +55,7 @@ class QEMUDriver:
         how = "hardware KVM" if machine.accel == "kvm" else "software emulation"
         return f"QEMU {machine.version} with {how}"
 
-    async def stamp(self, plan: LaunchPlan) -> Stamp:
+    async def stamp(self, plan: LaunchPlan, wanted: Stamp | None = None) -> Stamp:
         machine = await self._accelerator.machine(plan.boot)
         cpu_model, cpu_flags = machine.guest_cpu
         return Stamp(
