@@ -6,6 +6,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import pytest
 
 from hatchvm.base import tasks
 from hatchvm.base.clock import SystemClock
-from hatchvm.base.sockets import listen
+from hatchvm.base.sockets import connect, listen
 from hatchvm.ports.vmm import PutRight
-from hatchvm.vmm.qemu.guest_agent import put_right
+from hatchvm.vmm.guest_agent import put_right
 
 Answer = Callable[[dict[str, Any]], Awaitable[bytes | None]]
 
@@ -106,7 +107,7 @@ async def test_the_clock_is_right_when_the_wake_goes_on(port: Path) -> None:
     agent = Agent()
     agent.hwclock.clear()  # `hwclock` waits for its half second all the while
     async with served(port, agent.answer):
-        assert await put_right(port, "vm-1", again=False, timeout_s=5) == PutRight(done=("clock",))
+        assert await put_right(partial(connect, port), "vm-1", again=False, timeout_s=5) == PutRight(done=("clock",))
         assert abs(agent.ahead_s) < 0.05
         agent.hwclock.set()
         await settled(agent, "guest-file-close")
@@ -116,7 +117,7 @@ async def test_the_clock_is_right_when_the_wake_goes_on(port: Path) -> None:
 async def test_memory_that_may_have_run_before_is_reseeded_before_the_wake_goes_on(port: Path) -> None:
     agent = Agent()
     async with served(port, agent.answer):
-        done = await put_right(port, "vm-1", again=True, timeout_s=5)
+        done = await put_right(partial(connect, port), "vm-1", again=True, timeout_s=5)
     assert done == PutRight(done=("clock", "random"))
     assert agent.asked[-2:] == ["guest-exec", "guest-exec-status"]
 
@@ -125,7 +126,7 @@ async def test_two_guests_get_different_seeds(port: Path) -> None:
     one, other = Agent(), Agent()
     for agent in (one, other):
         async with served(port, agent.answer):
-            await put_right(port, "vm-1", again=True, timeout_s=5)
+            await put_right(partial(connect, port), "vm-1", again=True, timeout_s=5)
     assert one.stirred != other.stirred
 
 
@@ -133,7 +134,7 @@ async def test_an_agent_that_may_not_run_programs(port: Path) -> None:
     agent = Agent()
     agent.refused = {"guest-exec"}
     async with served(port, agent.answer):
-        done = await put_right(port, "vm-1", again=True, timeout_s=5)
+        done = await put_right(partial(connect, port), "vm-1", again=True, timeout_s=5)
     assert done == PutRight(done=("clock",), undone={"random": "guest-exec is [31mdisabled"})
 
 
@@ -141,7 +142,7 @@ async def test_a_guest_without_perl(port: Path) -> None:
     agent = Agent()
     agent.perl_exit = 1
     async with served(port, agent.answer):
-        done = await put_right(port, "vm-1", again=True, timeout_s=5)
+        done = await put_right(partial(connect, port), "vm-1", again=True, timeout_s=5)
     assert done.undone == {"random": "the reseeding program failed"}
 
 
@@ -149,7 +150,7 @@ async def test_a_clock_that_cannot_be_set_is_told(port: Path) -> None:
     agent = Agent()
     agent.settable = False
     async with served(port, agent.answer):
-        done = await put_right(port, "vm-1", again=True, timeout_s=5)
+        done = await put_right(partial(connect, port), "vm-1", again=True, timeout_s=5)
     assert done.done == ("random",)
     assert "off after it was set twice" in done.undone["clock"]
     assert agent.asked.count("guest-set-time") == 2
@@ -158,7 +159,7 @@ async def test_a_clock_that_cannot_be_set_is_told(port: Path) -> None:
 async def test_words_left_over_from_an_earlier_conversation_are_not_an_answer(port: Path) -> None:
     agent = Agent()
     async with served(port, agent.answer, greeting=b'{"return": 1}\nhalf a li'):
-        assert (await put_right(port, "vm-1", again=True, timeout_s=5)).done == ("clock", "random")
+        assert (await put_right(partial(connect, port), "vm-1", again=True, timeout_s=5)).done == ("clock", "random")
 
 
 async def _hangs_up(request: dict[str, Any]) -> bytes | None:
@@ -186,7 +187,7 @@ async def test_a_hostile_guest_costs_no_more_than_its_own_clock(
     port: Path, answer: Answer, why: str, again: bool
 ) -> None:
     async with served(port, answer):
-        done = await put_right(port, "vm-1", again=again, timeout_s=0.2)
+        done = await put_right(partial(connect, port), "vm-1", again=again, timeout_s=0.2)
     assert done.done == ()
     assert all(why in words for words in done.undone.values())
     assert set(done.undone) == ({"clock", "random"} if again else {"clock"})
@@ -197,13 +198,13 @@ async def _say(line: bytes) -> bytes:
 
 
 async def test_nobody_serves_the_port(port: Path) -> None:
-    done = await put_right(port, "vm-1", again=False, timeout_s=5)
+    done = await put_right(partial(connect, port), "vm-1", again=False, timeout_s=5)
     assert done.undone == {"clock": "the guest's agent does not keep to its protocol (FileNotFoundError)"}
 
 
 async def test_a_cancelled_wake_leaves_no_connection(port: Path) -> None:
     async with served(port, _never):
-        waiting = tasks.spawn(put_right(port, "vm-1", again=True, timeout_s=60), name="put right")
+        waiting = tasks.spawn(put_right(partial(connect, port), "vm-1", again=True, timeout_s=60), name="put right")
         await asyncio.sleep(0)
         await tasks.cancel_and_wait(waiting)
         assert waiting.cancelled()

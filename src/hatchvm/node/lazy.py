@@ -11,19 +11,17 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from hatchvm.base import process, tasks
+from hatchvm.base import process, sockets, tasks
 from hatchvm.base.errors import Corrupt, HatchError, NotFound, Unavailable
 from hatchvm.base.files import sync_file
 from hatchvm.base.paths import DataPaths, VMPaths
 from hatchvm.base.process import Marks, Process
-from hatchvm.base.sockets import short_name
 from hatchvm.pager import ledger, mount
 from hatchvm.pager.work import Work, described, outcome
 from hatchvm.snapshots.engine import SnapshotEngine
@@ -94,14 +92,12 @@ class Pager:
         self._process.forget()
 
     async def _ask(self, do: str) -> dict[str, Any]:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
-            with short_name(self._paths.pager_socket) as name:
-                await asyncio.get_running_loop().sock_connect(sock, name)
-            reader, writer = await asyncio.open_unix_connection(sock=sock)
+            sock = await sockets.connect(self._paths.pager_socket)
         except OSError as error:
-            sock.close()
             raise _ended(error) from error
+        try:
+            reader, writer = await asyncio.open_unix_connection(sock=sock)
         except BaseException:
             sock.close()
             raise

@@ -15,7 +15,7 @@ from typing import Final, Literal
 
 from hatchvm.base.errors import Invalid
 from hatchvm.ports.vmm import LaunchPlan, NetPlan
-from hatchvm.vmm.qemu import guest_agent
+from hatchvm.vmm import guest_agent
 
 Accel = Literal["kvm", "tcg"]
 NETDEV: Final = "net0"

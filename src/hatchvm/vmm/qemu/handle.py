@@ -7,14 +7,15 @@ import contextlib
 import os
 import signal
 import socket
+from functools import partial
 from typing import Any, Final
 
-from hatchvm.base import tasks
+from hatchvm.base import sockets, tasks
 from hatchvm.base.errors import Exhausted, HatchError, Internal, Unavailable
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.process import Process
 from hatchvm.ports.vmm import Exit, PutRight
-from hatchvm.vmm.qemu import guest_agent
+from hatchvm.vmm import guest_agent
 from hatchvm.vmm.qemu.cmdline import AGENT
 from hatchvm.vmm.qemu.qmp import QMP
 from hatchvm.vmm.qemu.reach import Reach
@@ -58,7 +59,8 @@ class QEMU:
         ports = await self._qmp.run("query-chardev")
         if not any(port["label"] == AGENT and port["frontend-open"] for port in ports):
             return guest_agent.nothing("no qemu-guest-agent runs in the guest", again=again)
-        return await guest_agent.put_right(self._paths.agent, self._paths.root.name, again=again, timeout_s=timeout_s)
+        dial = partial(sockets.connect, self._paths.agent)
+        return await guest_agent.put_right(dial, self._paths.root.name, again=again, timeout_s=timeout_s)
 
     async def power_button(self) -> None:
         await self._qmp.run("system_powerdown")

@@ -1,6 +1,6 @@
 """The guest's agent (`qemu-guest-agent`), asked to put right what a sleep broke: the clock and the random pool.
 
-JSON lines over a virtio serial port, one conversation at a time. Everything that comes back was written by the guest:
+JSON lines over a virtio serial port or vsock, one conversation at a time. Everything that comes back was written by the guest:
 it is bounded in size and time, and believed only about the guest itself.
 
 The agent sets the time first and then, before it answers, runs `hwclock`, which may wait for the next half second. A
@@ -20,19 +20,23 @@ import contextlib
 import json
 import os
 import socket
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import structlog
 
 from hatchvm.base import tasks
 from hatchvm.base.clock import SystemClock
-from hatchvm.base.sockets import short_name
 from hatchvm.ports.vmm import PutRight
 from hatchvm.telemetry import logs
 
 #: The name under which the agent's port is known in the guest.
 PORT: Final = "org.qemu.guest_agent.0"
+#: Where it listens in a guest that has vsock in place of serial ports.
+VSOCK_PORT: Final = 1024
+
+#: Opens a stream to the agent, or raises OSError.
+Dial = Callable[[], Awaitable[socket.socket]]
 
 _log = structlog.get_logger()
 _CLOCK: Final = SystemClock()
@@ -67,11 +71,9 @@ class GuestAgent:
         self._writer = writer
 
     @classmethod
-    async def connect(cls, path: Path) -> GuestAgent:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    async def connect(cls, dial: Dial) -> GuestAgent:
+        sock = await dial()
         try:
-            with short_name(path) as name:
-                await asyncio.get_running_loop().sock_connect(sock, name)
             return cls(*await asyncio.open_unix_connection(sock=sock, limit=_MAX_LINE))
         except BaseException:
             sock.close()
@@ -153,11 +155,11 @@ class GuestAgent:
         return answer
 
 
-async def put_right(path: Path, vm_id: str, *, again: bool, timeout_s: float) -> PutRight:
-    """See `ports.vmm.Handle.put_right`; the agent behind the socket `path` has its port open."""
+async def put_right(dial: Dial, vm_id: str, *, again: bool, timeout_s: float) -> PutRight:
+    """See `ports.vmm.Handle.put_right`."""
     try:
         async with asyncio.timeout(timeout_s):
-            agent = await GuestAgent.connect(path)
+            agent = await GuestAgent.connect(dial)
             try:
                 trip_s = await agent.sync()
                 await agent.begin_set_time()

@@ -1,0 +1,66 @@
+"""Joining what a guest has written with the memory that it was written over.
+
+A capture leaves a sparse file of the memory's size that has data where the guest wrote. The memory file takes it over
+piece by piece; where the file system can share blocks nothing is copied. Doing it twice is doing it once, so it may be
+cut off anywhere as long as the changes are kept until it is done.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from hatchvm.ports.vmm import Pages
+
+_PAGE: Final = 4096
+
+
+def join(memory: Path, changes: Path) -> Pages:
+    """Bring the changes into the memory file and remove them; the pages that they held, ascending.
+
+    Without a memory file they are all of it: what a guest has not touched since it was booted is zeros. Raises OSError.
+    """
+    fd = os.open(changes, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        pieces = list(_data(fd))
+        if memory.exists():
+            _copy(fd, memory, pieces)
+            changes.unlink()
+        else:
+            changes.rename(memory)
+    finally:
+        os.close(fd)
+    pages = [np.arange(start // _PAGE, -(-end // _PAGE), dtype=np.uint32) for start, end in pieces]
+    return np.concatenate(pages) if pages else np.zeros(0, np.uint32)
+
+
+def _copy(changes: int, memory: Path, pieces: list[tuple[int, int]]) -> None:
+    target = os.open(memory, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        for start, end in pieces:
+            while start < end:
+                done = os.copy_file_range(changes, target, end - start, start, start)
+                if not done:
+                    raise OSError(errno.EIO, "the changed pages ended early")
+                start += done
+    finally:
+        os.close(target)
+
+
+def _data(fd: int) -> Iterator[tuple[int, int]]:
+    """The stretches [start, end) that hold data. A file system that cannot tell has one."""
+    end = 0
+    while True:
+        try:
+            start = os.lseek(fd, end, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        yield start, end
