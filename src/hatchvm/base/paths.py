@@ -83,13 +83,28 @@ class VMPaths:
 
     @property
     def changes(self) -> Path:
-        """What a guest wrote since `memory` was whole: a sparse file of the same size, merged into it by a capture."""
+        """What a guest wrote since it was restored from `memory`: a sparse file, joined with it by a capture."""
         return self.root / "memory.changes"
 
     @property
     def changed(self) -> Path:
         """Which pages of `memory` may differ from those of a stored snapshot: see `node.changed`."""
         return self.root / "changed"
+
+    @property
+    def new_state(self) -> Path:
+        """Where a Firecracker writes its state, until it is known to be whole and takes the place of `state`."""
+        return self.root / "state.new"
+
+    @property
+    def metrics(self) -> Path:
+        """What a Firecracker counts, a line of JSON a minute."""
+        return self.root / "metrics"
+
+    @property
+    def faults(self) -> Path:
+        """The socket over which a pager serves page faults of a guest's memory."""
+        return self.root / "faults.sock"
 
     @property
     def qmp(self) -> Path:

@@ -8,6 +8,7 @@ written, the working directory still tells whose it is.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
 from hatchvm.base.files import write_atomic
 
@@ -40,13 +41,15 @@ def start_ticks(pid: int) -> int | None:
 class Marks:
     """What a process leaves in its folder: a `record` of who it is, a `socket` while it may live, its stderr in `log`.
 
-    `program`: a part of its command line.
+    `program`: a part of its command line. `inside`: its working directory is the folder; else the command line alone
+    tells whose it is.
     """
 
     record: Path
     socket: Path
     log: Path
     program: bytes
+    inside: bool = True
 
 
 @dataclass(slots=True)
@@ -110,15 +113,25 @@ class Process:
         return self.child.wait() if self.child is not None else None
 
 
-def spawn(argv: Sequence[str], marks: Marks, *, pass_fds: Sequence[int]) -> Process:
-    """Start a process in its folder and write down who it is. Raises OSError."""
-    marks.log.unlink(missing_ok=True)
-    with marks.log.open("ab") as log:
+def spawn(
+    argv: Sequence[str],
+    marks: Marks,
+    *,
+    pass_fds: Sequence[int] = (),
+    cwd: Path | None = None,
+    stdout: Path | None = None,
+) -> Process:
+    """Start a process and write down who it is. `cwd`: its folder if None. `stdout`: appended to; the log if None.
+
+    Raises OSError.
+    """
+    with contextlib.ExitStack() as opened:
+        log = opened.enter_context(_appending(marks.log, os.O_TRUNC))
         child = subprocess.Popen(
             argv,
-            cwd=marks.record.parent,
+            cwd=cwd or marks.record.parent,
             stdin=subprocess.DEVNULL,
-            stdout=log,
+            stdout=opened.enter_context(_appending(stdout)) if stdout else log,
             stderr=log,
             start_new_session=True,
             pass_fds=pass_fds,
@@ -127,6 +140,10 @@ def spawn(argv: Sequence[str], marks: Marks, *, pass_fds: Sequence[int]) -> Proc
     process = Process(child.pid, marks, child)
     process.note()
     return process
+
+
+def _appending(path: Path, flags: int = 0) -> IO[bytes]:
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o600), "wb", 0)
 
 
 def find(marks: Marks) -> Process | None:
@@ -147,7 +164,9 @@ def _find_by_folder(marks: Marks) -> Process | None:
         if not entry.name.isdigit():
             continue
         try:
-            if (entry / "cwd").readlink() != Path(root) or marks.program not in (entry / "cmdline").read_bytes():
+            if marks.inside and (entry / "cwd").readlink() != Path(root):
+                continue
+            if marks.program not in (entry / "cmdline").read_bytes():
                 continue
         except OSError:  # ended meanwhile, or not ours to look at
             continue

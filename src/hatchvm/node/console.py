@@ -12,8 +12,8 @@ MAX_BYTES: Final = 4 * 1024 * 1024
 
 
 def trim(paths: VMPaths) -> None:
-    """Empty the console's and the VMM's logs where they grew too large."""
-    for log in (paths.console, paths.vmm_log):
+    """Empty what a guest and its VMM write where they grew too large."""
+    for log in (paths.console, paths.vmm_log, paths.metrics):
         try:
             if log.stat().st_size > MAX_BYTES:
                 os.truncate(log, 0)

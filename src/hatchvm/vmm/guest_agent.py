@@ -1,7 +1,7 @@
 """The guest's agent (`qemu-guest-agent`), asked to put right what a sleep broke: the clock and the random pool.
 
-JSON lines over a virtio serial port or vsock, one conversation at a time. Everything that comes back was written by the guest:
-it is bounded in size and time, and believed only about the guest itself.
+JSON lines over a virtio serial port or vsock, one conversation at a time. Everything that comes back was written by the
+guest: it is bounded in size and time, and believed only about the guest itself.
 
 The agent sets the time first and then, before it answers, runs `hwclock`, which may wait for the next half second. A
 wake does not wait for that: the answer, and a look at the guest's clock, come afterwards.

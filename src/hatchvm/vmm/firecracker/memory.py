@@ -1,8 +1,8 @@
-"""Joining what a guest has written with the memory that it was written over.
+"""Joining what a guest has written with the memory that it was restored from.
 
 A capture leaves a sparse file of the memory's size that has data where the guest wrote. The memory file takes it over
 piece by piece; where the file system can share blocks nothing is copied. Doing it twice is doing it once, so it may be
-cut off anywhere as long as the changes are kept until it is done.
+cut off anywhere: the changes are emptied last, and Firecracker adds to what it finds there.
 """
 
 from __future__ import annotations
@@ -21,18 +21,15 @@ _PAGE: Final = 4096
 
 
 def join(memory: Path, changes: Path) -> Pages:
-    """Bring the changes into the memory file and remove them; the pages that they held, ascending.
+    """Bring the changes into the memory file and empty them; the pages that they held, ascending. Raises OSError.
 
-    Without a memory file they are all of it: what a guest has not touched since it was booted is zeros. Raises OSError.
+    Both files stay the files that they are: the process that the guest runs in has them open, or will open them.
     """
-    fd = os.open(changes, os.O_RDONLY | os.O_CLOEXEC)
+    fd = os.open(changes, os.O_RDWR | os.O_CLOEXEC)
     try:
         pieces = list(_data(fd))
-        if memory.exists():
-            _copy(fd, memory, pieces)
-            changes.unlink()
-        else:
-            changes.rename(memory)
+        _copy(fd, memory, pieces)
+        os.ftruncate(fd, 0)
     finally:
         os.close(fd)
     pages = [np.arange(start // _PAGE, -(-end // _PAGE), dtype=np.uint32) for start, end in pieces]

@@ -20,7 +20,7 @@ from hatchvm.vmm.firecracker.bootargs import boot_args
 #: Names inside the box.
 KERNEL, INITRD, DISK, SEED, MEMORY, STATE = "kernel", "initrd", "disk", "seed", "memory", "state"
 API, VSOCK, FAULTS, LOG, METRICS = "api.sock", "vsock", "faults.sock", "log", "metrics"
-#: What a capture writes: the changed pages, and the state until it takes the old one's place.
+#: What a capture writes: changed pages and a new state.
 CHANGES, NEW_STATE = "changes", "state.new"
 
 CARD: Final = "eth0"

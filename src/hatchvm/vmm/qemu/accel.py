@@ -8,7 +8,6 @@ changes.
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import os
 import platform
@@ -25,6 +24,7 @@ from hatchvm.base.errors import Unsupported
 from hatchvm.base.files import write_atomic
 from hatchvm.base.process import boot_id
 from hatchvm.domain.image import Boot
+from hatchvm.vmm.host import cpu_of
 from hatchvm.vmm.qemu.cmdline import MACHINE, Accel, Machine
 
 #: A stock kernel prints its version within a fraction of a second under KVM.
@@ -132,14 +132,6 @@ def _version(binary: str) -> str:
         raise Unsupported(f"{binary} does not run", detail=repr(error)) from error
     match = re.search(r"version (.+)", text)
     return match.group(1).strip() if match else "unknown"
-
-
-def cpu_of(cpuinfo: str) -> tuple[str, str]:
-    """(model name, digest of the flags in any order) of the first CPU in a /proc/cpuinfo."""
-    model = re.search(r"^model name[ \t]*:[ \t]*(.*)", cpuinfo, re.MULTILINE)
-    flags = re.search(r"^flags[ \t]*:[ \t]*(.*)", cpuinfo, re.MULTILINE)
-    names = sorted(flags.group(1).split()) if flags else []
-    return (model.group(1).strip() if model else "unknown", hashlib.sha256(" ".join(names).encode()).hexdigest()[:16])
 
 
 def _tsc_khz(cpuinfo: str) -> int:

@@ -26,7 +26,7 @@ MACHINE: Final = "microvm"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Machine:
-    """What is the same for every VM on this host. `host_cpu`: see `accel.cpu_of`."""
+    """What is the same for every VM on this host. `host_cpu`: see `host.cpu_of`."""
 
     binary: str
     version: str

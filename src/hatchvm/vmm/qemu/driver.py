@@ -15,8 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
-from blake3 import blake3
-
 from hatchvm.base import sockets, tasks
 from hatchvm.base.errors import Corrupt, Exhausted, HatchError, Internal, Unavailable, Unsupported
 from hatchvm.base.paths import VMPaths
@@ -24,6 +22,7 @@ from hatchvm.base.process import Process
 from hatchvm.domain.image import DiskFormat
 from hatchvm.domain.snapshot import Stamp
 from hatchvm.ports.vmm import LaunchPlan
+from hatchvm.vmm.host import Kernels
 from hatchvm.vmm.qemu import cmdline, process
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.handle import CAPABILITIES, QEMU
@@ -47,8 +46,7 @@ class QEMUDriver:
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
-        #: Kernel -> digest of its file. An image's files never change.
-        self._kernels: dict[Path, str] = {}
+        self._kernels = Kernels()
 
     async def check(self) -> str:
         machine = await self._accelerator.machine(None)
@@ -68,19 +66,9 @@ class QEMUDriver:
             mem_mib=plan.mem_mib,
             vcpu_count=plan.vcpu_count,
             devices=cmdline.devices_digest(plan),
-            kernel_digest=await self._kernel_digest(plan.boot.kernel),
+            kernel_digest=await self._kernels.digest(plan.boot.kernel),
             image_digest=plan.image_digest,
         )
-
-    async def _kernel_digest(self, kernel: Path) -> str:
-        """Read once in this driver's life: 50 MB take 25 ms, and QEMU reads the same file right after."""
-        if kernel not in self._kernels:
-            try:
-                digest = await asyncio.to_thread(blake3().update_mmap, kernel)
-            except OSError as error:
-                raise Unsupported("the image's kernel cannot be read", detail=repr(error)) from error
-            self._kernels[kernel] = digest.hexdigest()
-        return self._kernels[kernel]
 
     async def create_disk(self, base: Path | None, base_format: DiskFormat, disk: Path) -> None:
         args = ["qemu-img", "create", "-q", "-f", "qcow2"]

@@ -1,0 +1,137 @@
+"""One live Firecracker: see `ports.vmm.Handle` for what each method promises."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+from functools import partial
+from typing import Final
+
+from hatchvm.base import tasks
+from hatchvm.base.errors import Exhausted, HatchError, Internal, Unavailable
+from hatchvm.base.paths import VMPaths
+from hatchvm.base.process import Process
+from hatchvm.ports.vmm import Exit, Pages, PutRight
+from hatchvm.vmm import guest_agent
+from hatchvm.vmm.firecracker import memory, requests, vsock
+from hatchvm.vmm.firecracker.api import Api, Refused
+from hatchvm.vmm.firecracker.box import Box
+from hatchvm.vmm.firecracker.requests import Devices
+
+#: Firecracker writes the memory to disk, and waits for the disk, before it answers.
+_CAPTURE_S: Final = 600.0
+_LAST_LINES: Final = 3
+#: What it says last when nobody killed it, whether the guest ended or it could not go on.
+_ENDED_WELL: Final = "exit_code=0"
+
+
+class Firecracker:
+    """A `Handle`. Knows whether its end was asked for, so that `wait` can tell a shutdown from a crash."""
+
+    def __init__(self, process: Process, paths: VMPaths, box: Box, api: Api, devices: Devices, *, clock: bool) -> None:
+        """`clock`: the guest's clock was put right when it was loaded."""
+        self._process = process
+        self._paths = paths
+        self._box = box
+        self._api = api
+        self._devices = devices
+        self._clock = clock
+        self._asked = False
+        self._exit = tasks.spawn(self._watch(), name=f"vmm {paths.root.name}")
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def accepted(self) -> frozenset[int]:
+        """On a bridge guests answer for themselves: nothing need be remembered."""
+        return frozenset()
+
+    async def pause(self) -> None:
+        await self._send(requests.PAUSE)
+
+    async def resume(self) -> None:
+        await self._send(requests.RESUME)
+
+    async def running(self) -> bool:
+        return (await self._api.send(requests.LOOK)).get("state") == "Running"
+
+    async def capture(self) -> Pages | None:
+        try:
+            await self._api.send(requests.capture(self._devices), timeout_s=_CAPTURE_S)
+        except Refused as error:
+            if "No space left" in error.detail:
+                raise Exhausted(
+                    "the disk is full: the VM's memory could not be saved; make room", detail=error.detail
+                ) from error
+            raise Internal("the VM's state could not be saved", detail=error.detail) from error
+        pages = await tasks.finish(asyncio.to_thread(self._join), name=f"join {self._paths.root.name}")
+        return None if self._devices.huge_pages else pages
+
+    def _join(self) -> Pages | None:
+        """Of a guest that was booted here the memory file itself was written: see `driver`."""
+        pages = memory.join(self._paths.memory, self._paths.changes) if self._paths.changes.exists() else None
+        self._paths.new_state.replace(self._paths.state)
+        return pages
+
+    async def put_right(self, *, again: bool, timeout_s: float) -> PutRight:
+        """A restored guest gets its time from the VMM, and a new generation id, upon which its kernel reseeds its pool
+        (Linux 5.18 and newer). What the VMM could not do is left to the agent."""
+        if self._clock:
+            return PutRight(done=("clock", "random") if again else ("clock",))
+        dial = partial(vsock.connect, self._paths.box / requests.VSOCK, guest_agent.VSOCK_PORT)
+        return await guest_agent.put_right(dial, self._paths.root.name, again=again, timeout_s=timeout_s)
+
+    async def power_button(self) -> None:
+        await self._send(requests.POWER_BUTTON)
+
+    async def quit(self) -> None:
+        """What the guest wrote to its disk is with the host already, so there is nothing to ask the process for."""
+        await self.kill()
+
+    async def kill(self) -> None:
+        if not self._exit.done():  # the pid of an ended one may be somebody else's by now
+            self._asked = True
+            self._process.signal(signal.SIGKILL)
+        await asyncio.shield(self._exit)
+
+    async def wait(self) -> Exit:
+        return await asyncio.shield(self._exit)
+
+    async def dial(self, port: int, *, patient_until: float, deadline: float) -> socket.socket:
+        raise Unavailable("a Firecracker guest is reached over the bridge")
+
+    async def _send(self, request: requests.Request) -> None:
+        try:
+            await self._api.send(request)
+        except Refused as error:
+            raise Internal("the VMM refused what it should do", detail=error.detail) from error
+
+    async def _watch(self) -> Exit:
+        code = await self._process.wait()
+        tail = last_words(self._process)
+        await self._api.close()
+        self._process.forget()
+        await asyncio.to_thread(leave, self._box, self._paths)
+        if self._asked:
+            return Exit(True, "the VMM was asked to end")
+        if code == 0 or (code is None and _ENDED_WELL in tail):
+            return Exit(True, "the guest shut down, rebooted, or its kernel crashed; its console log tells more")
+        how = "" if code is None else f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
+        return Exit(False, f"the VMM ended unexpectedly{how}" + (f": {tail}" if tail else ""))
+
+
+def last_words(process: Process) -> str:
+    """The end of its log, without the requests that it was sent."""
+    lines = [line for line in process.log_tail().split(" | ") if ":fc_api]" not in line]
+    return " | ".join(lines[-_LAST_LINES:])
+
+
+def leave(box: Box, paths: VMPaths) -> None:
+    """After the end of a process. What stays is swept with the VM, or by its next start."""
+    try:
+        box.clear(paths)
+    except HatchError:
+        return
