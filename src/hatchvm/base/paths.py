@@ -82,6 +82,16 @@ class VMPaths:
         return self.root / "box"
 
     @property
+    def jail(self) -> Path:
+        """Where jailers make their roots; `box` leads to the one in use."""
+        return self.root / "jail"
+
+    @property
+    def uid(self) -> Path:
+        """The number of the user that the VM's process is in a jail, the VM's own for life."""
+        return self.root / "uid"
+
+    @property
     def changes(self) -> Path:
         """What a guest wrote since it was restored from `memory`: a sparse file, joined with it by a capture."""
         return self.root / "memory.changes"

@@ -82,8 +82,14 @@ class Bare:
         with whole(self, paths):
             paths.box.mkdir(mode=0o700)
             for entry in entries:
-                found(entry)
-                (paths.box / entry.name).symlink_to(entry.path)
+                self.put(paths, entry)
+
+    def put(self, paths: VMPaths, entry: Entry) -> None:
+        with told():
+            found(entry)
+            inside = paths.box / entry.name
+            inside.unlink(missing_ok=True)
+            inside.symlink_to(entry.path)
 
     def command(self, paths: VMPaths, binary: Path, args: Sequence[str], limits: Limits) -> tuple[list[str], Path]:
         return [str(binary), "--id", paths.root.name, *args], paths.box
