@@ -103,7 +103,7 @@ class VMPaths:
 
     @property
     def new_state(self) -> Path:
-        """Where a Firecracker writes its state, until it is known to be whole and takes the place of `state`."""
+        """What a Firecracker writes its state to; `state` is a copy of it once it is known to be whole."""
         return self.root / "state.new"
 
     @property

@@ -41,6 +41,8 @@ class Api:
 
     async def send(self, request: Request, *, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
         """What it answers. Raises Refused, or Unavailable if it is gone or does not answer in time."""
+        if self._folder < 0:
+            raise Unavailable("the VMM is gone")
         body = dict(request.body) if request.method != "GET" else None
         try:
             answer = await self._http.request(request.method, request.path, json=body, timeout=timeout_s)

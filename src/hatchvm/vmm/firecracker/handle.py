@@ -10,8 +10,10 @@ from typing import Final
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Exhausted, HatchError, Internal, Unavailable
+from hatchvm.base.files import write_atomic
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.process import Process
+from hatchvm.base.units import MIB
 from hatchvm.ports.vmm import Exit, Pages, PutRight
 from hatchvm.vmm import guest_agent
 from hatchvm.vmm.firecracker import memory, requests, vsock
@@ -21,6 +23,8 @@ from hatchvm.vmm.firecracker.requests import Devices
 
 #: Firecracker writes the memory to disk, and waits for the disk, before it answers.
 _CAPTURE_S: Final = 600.0
+#: Firecracker loads none that is larger. It may be a guest by now that writes it.
+_MAX_STATE: Final = 10 * MIB
 _LAST_LINES: Final = 3
 #: What it says last when nobody killed it, whether the guest ended or it could not go on.
 _ENDED_WELL: Final = "exit_code=0"
@@ -71,9 +75,13 @@ class Firecracker:
         return None if self._devices.huge_pages else pages
 
     def _join(self) -> Pages | None:
-        """Of a guest that was booted here the memory file itself was written: see `driver`."""
+        """Of a guest that was booted here the memory file itself was written: see `driver`.
+
+        The state is copied (some 10 KB): the process keeps the file that it writes to.
+        """
         pages = memory.join(self._paths.memory, self._paths.changes) if self._paths.changes.exists() else None
-        self._paths.new_state.replace(self._paths.state)
+        with self._paths.new_state.open("rb") as file:
+            write_atomic(self._paths.state, file.read(_MAX_STATE), durable=False)
         return pages
 
     async def put_right(self, *, again: bool, timeout_s: float) -> PutRight:
