@@ -16,8 +16,8 @@ from hatchvm.base.errors import Invalid
 from hatchvm.base.paths import VMPaths
 from hatchvm.domain.image import Boot
 from hatchvm.ports.vmm import LaunchPlan, NetPlan
-from hatchvm.vmm.qemu import cmdline
 from hatchvm.vmm.host import cpu_of
+from hatchvm.vmm.qemu import cmdline
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.cmdline import Machine
 from hatchvm.vmm.qemu.reach import free_ports, is_free, parse_usernet
