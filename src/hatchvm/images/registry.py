@@ -19,11 +19,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
+from hatchvm.base.copying import copy_sparse
 from hatchvm.base.errors import Internal, Invalid
 from hatchvm.base.files import sync_dir
 from hatchvm.domain.image import Boot, DiskFormat
 from hatchvm.images import content
-from hatchvm.images.copying import copy_sparse
 from hatchvm.images.faults import translated
 from hatchvm.images.formats import HEAD_BYTES, disk_format, is_kernel
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from hatchvm.base.copying import copy_sparse
 from hatchvm.base.errors import Exhausted, Internal, Invalid
 from hatchvm.base.files import allocated_bytes
 from hatchvm.domain.image import Boot
 from hatchvm.images import registry
-from hatchvm.images.copying import copy_sparse
 
 KERNEL = bytes(0x1FE) + b"\x55\xaa" + bytes(2) + b"HdrS" + bytes(1000)
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from hatchvm.base.copying import copy_sparse
 from hatchvm.base.errors import Invalid
 from hatchvm.base.units import MIB, format_bytes
 from hatchvm.domain.image import Boot
-from hatchvm.images.copying import copy_sparse
 from hatchvm.images.formats import HEAD_BYTES, disk_format
 from hatchvm.images.importing import debugfs
 from hatchvm.images.importing.initrd import has_module

@@ -40,6 +40,7 @@ _VERSION: Final = re.compile(r"^(?:([A-Za-z]+) )?v(\d+)\.(\d+)\.(\d+)(\S*)$", re
 
 #: Request, field (or field=value) -> the first version that has it. What is not listed, every supported version has.
 _SINCE: Final = {
+    ("boot-source", "kernel_image_path=bzImage"): (1, 17, 0),
     ("machine-config", "huge_pages=Transparent"): (1, 17, 0),
     ("metrics", "emit_id"): (1, 17, 0),
     ("metrics", "properties"): (1, 17, 0),
