@@ -91,6 +91,11 @@ def plan_in(folder: Path, vm_id: str, *, resets_at: int = 0x7FFFFFFF) -> LaunchP
     )
 
 
+def pages_of(plan: LaunchPlan) -> list[bytes]:
+    memory = plan.paths.memory.read_bytes()
+    return [memory[start : start + 4096] for start in range(0, len(memory), 4096)]
+
+
 async def save(handle: Handle) -> None:
     await handle.pause()
     await handle.capture()
@@ -151,16 +156,13 @@ async def test_a_capture_tells_what_the_guest_wrote(driver: FirecrackerDriver, p
     handle = await driver.launch(plan)
     await counts_on(handle, plan.paths, 0)
     await handle.quit()
-    before = plan.paths.memory.read_bytes()
+    before = pages_of(plan)
     handle = await driver.restore(plan)
     await handle.resume()
     await asyncio.sleep(0.05)
     await handle.pause()
     pages = await handle.capture()
-    after = plan.paths.memory.read_bytes()
-    changed = {
-        n for n in range(len(after) // 4096) if before[n * 4096 : n * 4096 + 4096] != after[n * 4096 : n * 4096 + 4096]
-    }
+    changed = {number for number, (old, new) in enumerate(zip(before, pages_of(plan), strict=True)) if old != new}
     assert changed
     assert pages is not None
     assert changed <= set(pages.tolist())

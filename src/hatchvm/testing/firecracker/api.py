@@ -169,8 +169,8 @@ def _beyond(called: str, path: str, body: dict[str, Any]) -> Iterator[str]:
             yield f"the id {outside!r} has other characters than letters, digits and underscores"
         if inside != outside:
             yield f"the id in the path, {outside!r}, is not the one in the body, {inside!r}"
-    if called == "PUT /machine-config" and body.get("vcpu_count", 1) not in (1, *range(2, 33, 2)):
-        yield "vcpu_count is neither 1 nor an even number"
+    if called == "PUT /machine-config" and body.get("smt") and body.get("vcpu_count", 1) not in (1, *range(2, 33, 2)):
+        yield "with smt, vcpu_count is neither 1 nor an even number"
 
 
 def _value(types: dict[str, Any], schema: dict[str, Any], value: object, where: str) -> Iterator[str]:

@@ -1,8 +1,8 @@
 """A guest of a few dozen bytes, for a real Firecracker on a host whose KVM runs no stock kernel.
 
-It counts in its memory for as long as it runs, and writes the count to pages all over it. What it has counted can be
-read from the memory file once it was saved. It needs no device but the processor, and speaks to none, except to one that resets the machine
-when the count is high enough.
+It counts in its memory for as long as it runs, and writes the count to pages beside. What it has counted can be read
+from the memory file once it was saved. It needs no device, and speaks to one only: the keyboard controller, which
+resets the machine when the count is high enough.
 """
 
 from __future__ import annotations
