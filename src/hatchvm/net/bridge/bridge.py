@@ -16,7 +16,7 @@ import platform
 import re
 import shutil
 import socket
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -27,9 +27,10 @@ from hatchvm.net.bridge import links, programs, rules
 from hatchvm.net.bridge.dhcp import DHCP
 from hatchvm.net.bridge.dialling import dial
 from hatchvm.net.bridge.namespace import Namespace
+from hatchvm.net.bridge.nest import Arrive, TapNest
 from hatchvm.net.bridge.settings import Bridge
 from hatchvm.ports.network import Seat
-from hatchvm.ports.vmm import Handle
+from hatchvm.ports.vmm import Handle, Nest
 
 T = TypeVar("T")
 
@@ -70,17 +71,12 @@ class BridgeNetwork:
             self._seats = {str(seat.tap_name): seat for seat in await asyncio.to_thread(self._set_up)}
 
     async def attach(self, seat: Seat) -> int | None:
-        if self._seats.get(str(seat.tap_name)) != seat:
-            await self.admit(seat)
-        if self._dhcp.pid() is None:
-            async with self._turn:
-                await self._inside(self._serve)
-        until = asyncio.get_running_loop().time() + _HELD_S
-        while (tap := await self._tap(seat)) is None:
-            if asyncio.get_running_loop().time() >= until:
-                raise Unavailable("the VM's network card is still held by its former VMM", detail=str(seat.tap_name))
-            await asyncio.sleep(_LOOK_S)
-        return tap
+        await self._expect(seat)
+        return await self._when_free(seat, lambda: self._tap(seat))
+
+    async def nest(self, seat: Seat) -> Nest:
+        await self._expect(seat)
+        return TapNest(str(seat.tap_name), self.namespace, lambda arrive: self._welcome(seat, arrive))
 
     async def forget(self, seat: Seat) -> None:
         async with self._turn:
@@ -127,6 +123,28 @@ class BridgeNetwork:
             await asyncio.to_thread(self._tear_down)
             self._seats = {}
         self.close()
+
+    async def _expect(self, seat: Seat) -> None:
+        """The guest starts: it has its seat, and somebody to ask for its address."""
+        if self._seats.get(str(seat.tap_name)) != seat:
+            await self.admit(seat)
+        if self._dhcp.pid() is None:
+            async with self._turn:
+                await self._inside(self._serve)
+
+    async def _when_free(self, seat: Seat, take: Callable[[], Awaitable[T | None]]) -> T:
+        """What `take` gives, as soon as it gives something: while a former VMM has the guest's TAP, it does not."""
+        until = asyncio.get_running_loop().time() + _HELD_S
+        while (taken := await take()) is None:
+            if asyncio.get_running_loop().time() >= until:
+                raise Unavailable("the VM's network card is still held by its former VMM", detail=str(seat.tap_name))
+            await asyncio.sleep(_LOOK_S)
+        return taken
+
+    async def _welcome(self, seat: Seat, arrive: Arrive) -> None:
+        """Plug in the TAP that arrives."""
+        await self._when_free(seat, arrive)
+        await self._inside(self._connect, seat)
 
     async def _tap(self, seat: Seat) -> int | None:
         """As `_plugged`; a cancellation leaves no descriptor behind."""
@@ -194,17 +212,20 @@ class BridgeNetwork:
 
     def _plugged(self, seat: Seat) -> int | None:
         """A descriptor of the guest's TAP, plugged in; None if one of that name is still in use."""
-        name = str(seat.tap_name)
-        tap = links.open_tap(name)
+        tap = links.open_tap(str(seat.tap_name))
         if tap is None:
             return None
         try:
-            self.namespace.set(f"ipv6/conf/{name}/disable_ipv6", "1")
-            links.plug(self.bridge.name, name, seat)
+            self._connect(seat)
         except BaseException:
             os.close(tap)
             raise
         return tap
+
+    def _connect(self, seat: Seat) -> None:
+        name = str(seat.tap_name)
+        self.namespace.set(f"ipv6/conf/{name}/disable_ipv6", "1")
+        links.plug(self.bridge.name, name, seat)
 
     def _with(self, seat: Seat) -> None:
         self._dhcp.add(seat)

@@ -27,7 +27,7 @@ from hatchvm.base.errors import Conflict, Unavailable
 from hatchvm.domain.addressing import bridge_mac
 from hatchvm.ports.network import Seat
 
-_TUNSETIFF: Final = 0x400454CA
+_TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
 _IFF_UP: Final = 1
 _AF_BRIDGE: Final = 7
@@ -105,6 +105,33 @@ def open_tap(name: str) -> int | None:
             return None
         raise
     return tap
+
+
+def lay_tap(name: str, uid: int) -> None:
+    """Make a TAP that this user can open by its name; it stays until `make_mortal`, or its namespace ends."""
+    tap = open_tap(name)
+    if tap is None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), name)
+    try:
+        fcntl.ioctl(tap, _TUNSETOWNER, uid)
+        fcntl.ioctl(tap, _TUNSETPERSIST, 1)
+    finally:
+        os.close(tap)
+
+
+def make_mortal(tap: int) -> None:
+    """The TAP ends with its last descriptor. Raises OSError."""
+    fcntl.ioctl(tap, _TUNSETPERSIST, 0)
+
+
+def send_off(name: str, namespace: int) -> bool:
+    """Move a device to the namespace of that descriptor. False if there is one of that name."""
+    message = _encode(ifinfmsg(), RTM_NEWLINK, [("IFLA_NET_NS_FD", namespace)], index=socket.if_nametoindex(name))
+    try:
+        _send([message])
+    except FileExistsError:
+        return False
+    return True
 
 
 def plug(bridge: str, link: str, seat: Seat) -> None:

@@ -1,4 +1,4 @@
-"""A network namespace by name, as `ip netns` keeps them.
+"""Network namespaces: by name, as `ip netns` keeps them, or by nothing but a descriptor.
 
 What a thread does inside (open a socket or a TAP, start a process) belongs to the namespace for as long as it lives.
 Entering takes microseconds and concerns the calling thread only, so nothing may be awaited inside.
@@ -12,12 +12,13 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 from hatchvm.base.errors import Unavailable
 from hatchvm.net.bridge import programs
 
 _NAMED: Final = Path("/run/netns")
+_CURRENT: Final = Path("/proc/thread-self/ns/net")
 _CLONE_NEWNET: Final = 0x40000000
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -48,19 +49,21 @@ class Namespace:
             return
         with contextlib.ExitStack() as opened:
             try:
-                there = os.open(_NAMED / self.name, os.O_RDONLY | os.O_CLOEXEC)
-                opened.callback(os.close, there)
-                here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-                opened.callback(os.close, here)
-                _enter(there)
+                opened.enter_context(entered(opened.enter_context(self.held())))
             except OSError as error:
                 raise Unavailable(
                     f"the network namespace {self.name} cannot be entered; restart Hatch", detail=repr(error)
                 ) from error
-            try:
-                yield
-            finally:
-                _enter(here)
+            yield
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[int]:
+        """A descriptor of it, for a thread that is in no other. Raises OSError."""
+        there = _open(_NAMED / self.name if self.name is not None else _CURRENT)
+        try:
+            yield there
+        finally:
+            os.close(there)
 
     def holds(self, pid: int) -> bool:
         """True if that process lives in this namespace."""
@@ -91,7 +94,43 @@ class Namespace:
             raise
 
 
+@contextlib.contextmanager
+def restored() -> Iterator[None]:
+    """After the block the calling thread is in the namespace in which it was before. Raises OSError."""
+    here = _open(_CURRENT)
+    try:
+        try:
+            yield
+        finally:
+            _enter(here)
+    finally:
+        os.close(here)
+
+
+@contextlib.contextmanager
+def entered(namespace: int) -> Iterator[None]:
+    """The calling thread is in the namespace of that descriptor. Raises OSError."""
+    with restored():
+        _enter(namespace)
+        yield
+
+
+def enter_new() -> int:
+    """The calling thread is in a new namespace; a descriptor of it, with whose last copy it ends. Raises OSError."""
+    if _libc.unshare(_CLONE_NEWNET) != 0:
+        _fail()
+    return _open(_CURRENT)
+
+
 def _enter(namespace: int) -> None:
     if _libc.setns(namespace, _CLONE_NEWNET) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+        _fail()
+
+
+def _open(path: Path) -> int:
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _fail() -> NoReturn:
+    number = ctypes.get_errno()
+    raise OSError(number, os.strerror(number))

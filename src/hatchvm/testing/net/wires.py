@@ -116,8 +116,8 @@ class Guest(Far):
 class Lab:
     """One bridge in a namespace of its own, and whatever a test connects to it."""
 
-    def __init__(self, *, name: str = "fcbr0", allow: tuple[Allow, ...] = ()) -> None:
-        self.id = f"hatch-{secrets.token_hex(4)}"
+    def __init__(self, *, name: str = "fcbr0", allow: tuple[Allow, ...] = (), netns: str | None = None) -> None:
+        self.id = netns or f"hatch-{secrets.token_hex(4)}"
         self.bridge = Bridge(name=name, cidr=IPv4Interface(f"{GATEWAY}/24"), netns=self.id, allow=allow)
         self.network = BridgeNetwork(self.bridge)
         self._fars: list[str] = []

@@ -55,6 +55,9 @@ class Box(Protocol):
     def furnish(self, paths: VMPaths, binary: Path, entries: Sequence[Entry]) -> None:
         """Make `paths.box` anew with these in it, while no process is inside. If it raises, nothing is left."""
 
+    def put(self, paths: VMPaths, entry: Entry) -> None:
+        """Give the process that runs inside one of the VM's own files, in place of what has the name there."""
+
     def command(self, paths: VMPaths, binary: Path, args: Sequence[str], limits: Limits) -> tuple[list[str], Path]:
         """The arguments, and the working directory, of the process that becomes Firecracker.
 
