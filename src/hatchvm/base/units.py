@@ -50,6 +50,18 @@ def format_duration(seconds: float) -> str:
     return f"{minutes}m{tail}" if minutes else tail
 
 
+_SIZES: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": MIB, "GiB": 1024 * MIB, "TiB": 1024 * 1024 * MIB}
+_SIZE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMGT]iB|B|)")
+
+
+def parse_bytes(text: str) -> int:
+    """What `format_bytes` writes, such as `1.5 GiB` or `64MiB`, or a plain number of bytes; ValueError otherwise."""
+    match = _SIZE.fullmatch(text.strip())
+    if match is None:
+        raise ValueError(f"{text[:64]!r} is not a size; write it like 64MiB or 1.5GiB")
+    return round(float(match[1]) * _SIZES[match[2]])
+
+
 def format_bytes(count: int) -> str:
     """`1.5 GiB`, `58.0 KiB`, `12 B`."""
     value = float(count)

@@ -15,20 +15,34 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    InstanceOf,
+    SecretStr,
+    ValidationError,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from hatchvm.base import paths
 from hatchvm.base.errors import HatchError, Invalid
-from hatchvm.base.units import parse_duration
+from hatchvm.base.units import parse_bytes, parse_duration
 from hatchvm.edge.ssh import allow
 from hatchvm.net.bridge.settings import Allow, parse_allow
 from hatchvm.net.sessions import TABLE
+from hatchvm.vmm.firecracker.uids import RANGE
 
 #: An alias, and what the command line reads.
 _OTHER_NAMES = {"HATCH_PROXY_BASE_DOMAIN", "HATCH_URL", "HATCH_API_KEY"}
 _DOMAIN = re.compile(r"(?=.{1,253}$)[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?(\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?)*")
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+#: Users below are a system's own, and nobody (65534).
+_ORDINARY = 65536
+#: What the kernel keeps for "no user".
+_NO_UID = 2**32 - 1
 _SEGMENT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,62}")
 
 
@@ -124,6 +138,32 @@ def _files(value: object) -> tuple[Path, ...]:
     return tuple(Path(part.strip()) for part in str(value).split(",") if part.strip())
 
 
+def _programs(value: object) -> tuple[str, ...]:
+    return tuple(part for part in str(value).split(":") if part)
+
+
+def _uids(value: object) -> range:
+    """`first-last`, both included."""
+    first, _, last = str(value).partition("-")
+    if not (_is_number(first) and _is_number(last)) or not _ORDINARY <= int(first) <= int(last) < _NO_UID:
+        raise ValueError(
+            f"{value!r} is not a range of users above {_ORDINARY - 1}; write it like 1900000000-1900099999"
+        )
+    return range(int(first), int(last) + 1)
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _rate(value: object) -> int | None:
+    """Bytes a second; None for 0, which is none."""
+    try:
+        return parse_bytes(str(value)) or None
+    except ValueError:
+        raise ValueError(f"{value!r} is not a rate; write bytes a second like 10MiB or 1.5GiB, 0 for none") from None
+
+
 def _interface(value: object) -> IPv4Interface:
     try:
         interface = IPv4Interface(str(value))
@@ -145,6 +185,9 @@ Prefix = Annotated[str, AfterValidator(_prefix)]
 Networks = Annotated[tuple[allow.Network, ...], NoDecode, BeforeValidator(lambda value: allow.parse(str(value)))]
 Allowances = Annotated[tuple[Allow, ...], NoDecode, BeforeValidator(_allowances)]
 Interface = Annotated[IPv4Interface, BeforeValidator(_interface)]
+Programs = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_programs)]
+UIDs = Annotated[InstanceOf[range], NoDecode, BeforeValidator(_uids)]
+Rate = Annotated[int | None, BeforeValidator(_rate)]
 Files = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_files)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 
@@ -178,9 +221,17 @@ class Config(BaseSettings):
     snapshot_keep: Annotated[int, Field(ge=1, le=1000)] = 3
     snapshot_grace: Duration = 6 * 3600.0
     snapshot_key_file: Path | None = None
-    vmm: Literal["auto", "qemu"] = "auto"
+    vmm: Literal["auto", "qemu", "firecracker"] = "auto"
     accel: Literal["auto", "kvm", "tcg"] = "auto"
     qemu_bin: str | None = None
+    firecracker_bin: str = "firecracker"
+    firecracker_bins: Programs = ()
+    jailer_bin: str | None = None
+    jail: Literal["on", "off"] = "on"
+    jail_uids: UIDs = RANGE
+    huge_pages: Literal["off", "2M"] = "off"
+    disk_rate: Rate = None
+    net_rate: Rate = None
     network: Literal["auto", "user", "bridge"] = "auto"
     bridge_name: Annotated[str, Field(pattern=r"^[a-z][a-z0-9-]{0,12}$")] = "fcbr0"
     bridge_cidr: Interface = IPv4Interface("172.16.0.1/24")
@@ -231,9 +282,26 @@ class Config(BaseSettings):
         needless = sorted(given & {"bridge_name", "bridge_cidr", "bridge_allow", "netns"})
         if self.network != "bridge" and needless:
             raise ValueError(f"HATCH_{needless[0].upper()}: it needs HATCH_NETWORK=bridge")
+        if trouble := self._vmm_trouble():
+            raise ValueError(trouble)
         if self.ssh_port_min > self.ssh_port_max:
             raise ValueError("HATCH_SSH_PORT_MIN is above HATCH_SSH_PORT_MAX")
         return self
+
+    def _vmm_trouble(self) -> str | None:
+        if self.vmm == "firecracker":
+            if self.network != "bridge":
+                return "HATCH_VMM: Firecracker needs HATCH_NETWORK=bridge, which needs root"
+            if self.accel == "tcg":
+                return "HATCH_ACCEL: Firecracker needs KVM; unset it, or HATCH_VMM"
+        given = {name for name in self.model_fields_set if getattr(self, name) != type(self).model_fields[name].default}
+        promised = sorted(given & {"huge_pages", "disk_rate", "net_rate"})
+        if self.vmm != "firecracker" and promised:
+            return f"HATCH_{promised[0].upper()}: only Firecracker can do it; it needs HATCH_VMM=firecracker"
+        pointless = sorted(given & {"firecracker_bins", "jailer_bin", "jail", "jail_uids"})
+        if self.vmm == "qemu" and pointless:
+            return f"HATCH_{pointless[0].upper()}: it is Firecracker's, and HATCH_VMM=qemu is set; unset one of the two"
+        return None
 
 
 def load(env_file: Path | None = None) -> Config:

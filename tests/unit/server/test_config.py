@@ -16,6 +16,7 @@ from hatchvm.net.bridge.settings import parse_allow
 from hatchvm.server.config import Config, load
 
 PAGE: Final = Path(__file__).parents[3] / "docs" / "reference" / "configuration.md"
+FIRECRACKER: Final = {"HATCH_VMM": "firecracker", "HATCH_NETWORK": "bridge"}
 #: variable -> others that it needs to be set, or not to be.
 WITH: Final[dict[str, dict[str, str]]] = {
     "HATCH_TLS_ADDR": {"HATCH_TLS_CERT": "/c.pem", "HATCH_TLS_KEY": "/k.pem"},
@@ -31,6 +32,10 @@ WITH: Final[dict[str, dict[str, str]]] = {
     "HATCH_BRIDGE_CIDR": {"HATCH_NETWORK": "bridge"},
     "HATCH_BRIDGE_ALLOW": {"HATCH_NETWORK": "bridge"},
     "HATCH_NETNS": {"HATCH_NETWORK": "bridge"},
+    "HATCH_VMM": {"HATCH_NETWORK": "bridge"},
+    "HATCH_HUGE_PAGES": FIRECRACKER,
+    "HATCH_DISK_RATE": FIRECRACKER,
+    "HATCH_NET_RATE": FIRECRACKER,
 }
 #: variable -> (a value, what it means)
 GOOD: Final[dict[str, tuple[str, object]]] = {
@@ -58,9 +63,17 @@ GOOD: Final[dict[str, tuple[str, object]]] = {
     "HATCH_LAZY_RESTORE": ("never", "never"),
     "HATCH_SNAPSHOT_GRACE": ("2h", 7200.0),
     "HATCH_SNAPSHOT_KEY_FILE": ("/keys", Path("/keys")),
-    "HATCH_VMM": ("qemu", "qemu"),
+    "HATCH_VMM": ("firecracker", "firecracker"),
     "HATCH_ACCEL": ("tcg", "tcg"),
     "HATCH_QEMU_BIN": ("/q", "/q"),
+    "HATCH_FIRECRACKER_BIN": ("/f", "/f"),
+    "HATCH_FIRECRACKER_BINS": ("/old/f:f2:", ("/old/f", "f2")),
+    "HATCH_JAILER_BIN": ("/j", "/j"),
+    "HATCH_JAIL": ("off", "off"),
+    "HATCH_JAIL_UIDS": ("70000-70001", range(70000, 70002)),
+    "HATCH_HUGE_PAGES": ("2M", "2M"),
+    "HATCH_DISK_RATE": ("1.5GiB", 3 << 29),
+    "HATCH_NET_RATE": ("10 MiB", 10 << 20),
     "HATCH_NETWORK": ("user", "user"),
     "HATCH_BRIDGE_NAME": ("br-x", "br-x"),
     "HATCH_BRIDGE_CIDR": ("198.18.0.1/15", IPv4Interface("198.18.0.1/15")),
@@ -112,6 +125,11 @@ BAD: Final[dict[str, list[str]]] = {
     "HATCH_SNAPSHOT_GRACE": ["0s", "6"],
     "HATCH_VMM": ["xen", "QEMU"],
     "HATCH_ACCEL": ["hvf"],
+    "HATCH_JAIL": ["maybe", "true"],
+    "HATCH_JAIL_UIDS": ["1000-2000", "70000", "70001-70000", "70000-4294967295", "a-b", "-70000", "70000-"],
+    "HATCH_HUGE_PAGES": ["1G", "on"],
+    "HATCH_DISK_RATE": ["fast", "-1", "10MB", "1e6"],
+    "HATCH_NET_RATE": ["10m"],
     "HATCH_NETWORK": ["host"],
     "HATCH_BRIDGE_NAME": ["Br0", "a/b", "x" * 14, "br 0"],
     "HATCH_BRIDGE_CIDR": ["172.16.0.0/24", "172.16.0.255/24", "172.16.0.1", "::1/64", "172.16.0.1/31", "10.0.0.1/7"],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ipaddress
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -18,7 +17,6 @@ from hatchvm.domain.image import Boot
 from hatchvm.ports.vmm import LaunchPlan, NetPlan
 from hatchvm.vmm.host import cpu_of
 from hatchvm.vmm.qemu import cmdline
-from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.cmdline import Machine
 from hatchvm.vmm.qemu.reach import free_ports, is_free, parse_usernet
 
@@ -132,18 +130,3 @@ def test_free_ports_are_free_and_none_is_named_twice() -> None:
     assert all(is_free(port) for port in ports)
     assert not set(free_ports(5, avoid=ports)) & set(ports)
     assert free_ports(0) == []
-
-
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", json.dumps({"qemu": "other", "kvm_works": True})])
-async def test_what_was_found_on_another_host_or_is_damaged_is_not_believed(tmp_path: Path, text: str) -> None:
-    memory = tmp_path / "accel.json"
-    memory.write_text(text)
-    assert Accelerator("auto", memory=memory)._remembered({"qemu": "7.2", "kernel": "6", "boot": "b"}) is None
-
-
-@pytest.mark.parametrize("works", [False, True])
-async def test_what_was_found_here_is_believed(tmp_path: Path, works: bool) -> None:
-    host = {"qemu": "7.2", "kernel": "6", "boot": "b"}
-    memory = tmp_path / "accel.json"
-    memory.write_text(json.dumps({**host, "kvm_works": works}))
-    assert Accelerator("auto", memory=memory)._remembered(host) is works

@@ -10,10 +10,11 @@ from typing import Final
 
 from hatchvm.ports.vmm import LaunchPlan
 
+#: By the keyboard controller. What QEMU's microvm understands (`reboot=t`, a triple fault) is an error here.
+RESET: Final = "reboot=k"
 #: Where an argument is given twice the kernel believes the last one, so these follow the image's own and the user's.
 _ARGUMENTS: Final = (
-    # By the keyboard controller. What QEMU's microvm understands (`reboot=t`, a triple fault) is an error here.
-    "reboot=k",
+    RESET,
     # The only clock that Firecracker sets right when it loads a snapshot.
     "clocksource=kvm-clock",
     # There is one serial port, no mouse, and a keyboard that answers nothing: it only ever says Ctrl+Alt+Del. There is

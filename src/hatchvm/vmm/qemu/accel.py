@@ -1,35 +1,21 @@
-"""What this host can do for QEMU: found by trying, remembered in a file.
-
-`/dev/kvm` can exist, open, even create a VM, and still not run a stock kernel (nested paravirtual schemes), so `auto`
-boots a real kernel under KVM and waits for its first words. The verdict is kept until the host, its kernel or QEMU
-changes.
-"""
+"""What this host can do for QEMU: found by trying (see `vmm.trial`)."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import platform
 import re
 import shutil
-import signal
 import subprocess
-import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, Literal
 
 from hatchvm.base.errors import Unsupported
-from hatchvm.base.files import write_atomic
-from hatchvm.base.process import boot_id
 from hatchvm.domain.image import Boot
 from hatchvm.vmm.host import cpu_of
 from hatchvm.vmm.qemu.cmdline import MACHINE, Accel, Machine
+from hatchvm.vmm.trial import BOOT_ARGS, Trial
 
-#: A stock kernel prints its version within a fraction of a second under KVM.
-_FIRST_WORDS_S: Final = 10.0
-_LOOK_S: Final = 0.05
 _FALLBACK_KHZ: Final = 2_000_000
 
 
@@ -67,62 +53,21 @@ class Accelerator:
     async def _decide(self, binary: str, version: str, boot: Boot | None) -> tuple[Accel, bool]:
         if self._mode == "tcg" or (self._mode == "auto" and not Path("/dev/kvm").exists()):
             return "tcg", True
-        host = {"qemu": version, "kernel": platform.release(), "boot": boot_id()}
-        works = self._remembered(host)
+        trial = Trial(self._memory, ("qemu", version))
+        works = trial.remembered()
         if works is None:
             if boot is None:
                 return "tcg", False
-            works = await asyncio.to_thread(_try_kvm, binary, boot)
-            self._memory.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(self._memory, json.dumps({**host, "kvm_works": works}).encode(), mode=0o644)
+            works = await asyncio.to_thread(trial.hold, _command(binary, boot))
         if not works and self._mode == "kvm":
             raise Unsupported("HATCH_ACCEL=kvm, but no kernel starts under KVM here; HATCH_ACCEL=tcg works anywhere")
         return ("kvm" if works else "tcg"), True
 
-    def _remembered(self, host: dict[str, str]) -> bool | None:
-        try:
-            record = json.loads(self._memory.read_bytes())
-            works = bool(record.pop("kvm_works"))
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
-            return None
-        return works if record == host else None
 
-
-def _try_kvm(binary: str, boot: Boot) -> bool:
-    """Boot the kernel under KVM until it says its version; False if it does not in time, or QEMU ends."""
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return False
-    with tempfile.TemporaryDirectory(prefix="hatchvm-kvm-") as folder:
-        console = Path(folder, "console")
-        argv = [
-            binary,
-            "-M",
-            MACHINE,
-            "-accel",
-            "kvm",
-            "-cpu",
-            "host",
-            "-m",
-            "128M",
-            "-nodefaults",
-            "-no-user-config",
-        ]
-        argv += ["-no-reboot", "-display", "none", "-serial", f"file:{console}", "-kernel", str(boot.kernel)]
-        argv += ["-append", "console=ttyS0 panic=-1"]
-        child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=folder
-        )
-        try:
-            for _ in range(int(_FIRST_WORDS_S / _LOOK_S)):
-                if console.exists() and b"Linux version" in console.read_bytes():
-                    return True
-                if child.poll() is not None:
-                    return False
-                time.sleep(_LOOK_S)
-            return False
-        finally:
-            child.send_signal(signal.SIGKILL)
-            child.wait()
+def _command(binary: str, boot: Boot) -> Sequence[str]:
+    machine = ("-M", MACHINE, "-accel", "kvm", "-cpu", "host", "-m", "128M", "-nodefaults", "-no-user-config")
+    end = ("-no-reboot", "-display", "none", "-serial", "file:console")
+    return [binary, *machine, *end, "-kernel", str(boot.kernel.absolute()), "-append", BOOT_ARGS]
 
 
 def _version(binary: str) -> str:
