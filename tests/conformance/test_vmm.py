@@ -11,8 +11,10 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator
+import uuid
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -21,12 +23,23 @@ import pytest
 from hatchvm.base import tasks
 from hatchvm.base.errors import Corrupt, Unavailable, Upstream, UpstreamTimeout
 from hatchvm.base.paths import VMPaths
+from hatchvm.base.process import start_ticks
 from hatchvm.domain.image import TINY, Boot
 from hatchvm.images import builtin
 from hatchvm.images.seed import write_seed
+from hatchvm.net.bridge.bridge import BridgeNetwork
+from hatchvm.net.bridge.settings import Bridge
+from hatchvm.node import touched
 from hatchvm.ports.vmm import Driver, Exit, Handle, LaunchPlan, NetPlan
 from hatchvm.server.config import load
+from hatchvm.testing.firecracker import binary as standin
+from hatchvm.testing.firecracker import counter
+from hatchvm.testing.firecracker.bridged import BridgedDriver
 from hatchvm.testing.vmm import OPEN, FakeDriver, Machines
+from hatchvm.vmm.firecracker.box import Bare
+from hatchvm.vmm.firecracker.driver import FirecrackerDriver
+from hatchvm.vmm.firecracker.requests import Devices
+from hatchvm.vmm.firecracker.version import installed
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.driver import QEMUDriver
 from hatchvm.vmm.qemu.handle import QEMU
@@ -52,6 +65,7 @@ class Rig(Protocol):
 
     mem_mib: int
     boot: Boot
+    net: NetPlan
 
     def driver(self) -> Driver:
         """One that knows nothing of earlier ones, as after a restart of the daemon."""
@@ -67,8 +81,19 @@ class Rig(Protocol):
     def forge(self, paths: VMPaths, pid: int) -> None:
         """Make the folder name a process that is not its own."""
 
+    async def open(self) -> None:
+        """Put into place what guests need of the host."""
+
+    async def close(self) -> None:
+        """Take it away."""
+
+
+#: On a user network nobody but the VMM knows whether a guest's port is open.
+USER_NET: Final = NetPlan(guest_ip="10.0.2.15", guest_mac="52:54:00:12:34:56", forwards={WEB: 0})
+
 
 class FakeRig:
+    net = USER_NET
     mem_mib = 32
     boot = Boot(kernel=Path("/k"), initrd=None, rootfs=Path("/r"), rootfs_format="raw", boot_args="")
 
@@ -90,8 +115,35 @@ class FakeRig:
     def forge(self, paths: VMPaths, pid: int) -> None:
         """Its processes are known by their folder: there is nothing to forge."""
 
+    async def open(self) -> None:
+        """There is nothing on the host."""
 
-class QEMURig:
+    async def close(self) -> None:
+        """There is nothing on the host."""
+
+
+class Processes:
+    """Rigs whose VMMs are processes of this host."""
+
+    def shoot(self, handle: Handle) -> None:
+        os.kill(handle.pid, signal.SIGKILL)
+
+    def alive(self, pid: int) -> bool:
+        return start_ticks(pid) is not None
+
+    def forge(self, paths: VMPaths, pid: int) -> None:
+        record = json.loads(paths.process.read_text()) if paths.process.exists() else {"boot_id": "", "start_ticks": 0}
+        paths.process.write_text(json.dumps({**record, "pid": pid, "start_ticks": 1}))
+
+    async def open(self) -> None:
+        """There is nothing on the host."""
+
+    async def close(self) -> None:
+        """There is nothing on the host."""
+
+
+class QEMURig(Processes):
+    net = USER_NET
     mem_mib = 128
 
     def __init__(self, folder: Path) -> None:
@@ -102,27 +154,57 @@ class QEMURig:
     def driver(self) -> Driver:
         return QEMUDriver(Accelerator("tcg", memory=self._accel))
 
-    def shoot(self, handle: Handle) -> None:
-        os.kill(handle.pid, signal.SIGKILL)
-
     def forget(self, handle: Handle) -> None:
         assert isinstance(handle, QEMU)
         handle._qmp.close()
 
-    def alive(self, pid: int) -> bool:
-        try:
-            return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-        except FileNotFoundError:
-            return False
 
-    def forge(self, paths: VMPaths, pid: int) -> None:
-        record = json.loads(paths.process.read_text()) if paths.process.exists() else {"boot_id": "", "start_ticks": 0}
-        paths.process.write_text(json.dumps({**record, "pid": pid, "start_ticks": 1}))
+class StandInRig(Processes):
+    """The whole driver, with all of the host's side real but the virtual machine."""
+
+    net = NetPlan(guest_ip="198.18.0.10", guest_mac="52:54:00:12:34:56", tap_name="vm-000000000001")
+    mem_mib = 32
+
+    def __init__(self, folder: Path) -> None:
+        self._installed = installed(str(standin.binary(folder / "standin")))
+        (folder / "rootfs").write_bytes(bytes(1 << 20))
+        self.boot = Boot(
+            kernel=counter.write(folder / "kernel"),
+            initrd=None,
+            rootfs=folder / "rootfs",
+            rootfs_format="raw",
+            boot_args="console=ttyS0 standin.ip=198.18.0.10/24 standin.gw=198.18.0.1",
+        )
+        space = f"hatch-{uuid.uuid4().hex[:8]}"
+        self._network = BridgeNetwork(
+            Bridge(name="conf0", cidr=IPv4Interface("198.18.0.1/24"), netns=space, run=Path("/run/hatchvm"))
+        )
+
+    def driver(self) -> Driver:
+        driver = FirecrackerDriver([self._installed], Bare(), Devices())
+        return BridgedDriver(driver, self._network)
+
+    def forget(self, handle: Handle) -> None:
+        """Firecracker hears several at a time."""
+
+    async def open(self) -> None:
+        await self._network.open()
+
+    async def close(self) -> None:
+        await self._network.remove()
 
 
 RIGS: Final = [
     pytest.param(FakeRig, id="fake"),
-    pytest.param(QEMURig, id="qemu", marks=[pytest.mark.vm, pytest.mark.xdist_group("vm")]),
+    pytest.param(QEMURig, id="qemu", marks=[pytest.mark.vm, pytest.mark.xdist_group("vm"), pytest.mark.column("QEMU")]),
+    pytest.param(
+        StandInRig,
+        id="firecracker",
+        marks=[
+            pytest.mark.column("Firecracker (stand-in)"),
+            pytest.mark.skipif(os.geteuid() != 0, reason="not run here: a bridge needs root"),
+        ],
+    ),
 ]
 
 
@@ -134,6 +216,7 @@ class Saved:
         self.plan = plan_of(rig, folder)
 
     async def make(self) -> None:
+        await self.rig.open()
         driver = self.rig.driver()
         paths = self.plan.paths
         paths.root.mkdir()
@@ -159,7 +242,7 @@ def plan_of(rig: Rig, folder: Path) -> LaunchPlan:
         image_digest="d",
         vcpu_count=1,
         mem_mib=rig.mem_mib,
-        net=NetPlan(guest_ip="10.0.2.15", guest_mac="52:54:00:12:34:56", forwards={WEB: 0}),
+        net=rig.net,
         has_seed=True,
     )
 
@@ -185,11 +268,14 @@ async def count(handle: Handle, *, patience_s: float = 10.0) -> int:
 
 
 @pytest.fixture(scope="session", params=RIGS)
-def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Saved:
+def saved(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Saved]:
     folder = tmp_path_factory.mktemp("vmm")
     saved = Saved(request.param(folder), folder / "vm")
-    asyncio.run(saved.make())
-    return saved
+    try:
+        asyncio.run(saved.make())
+        yield saved
+    finally:
+        asyncio.run(saved.rig.close())
 
 
 @pytest.fixture
@@ -214,6 +300,18 @@ async def handle(rig: Rig, plan: LaunchPlan) -> AsyncIterator[Handle]:
     await handle.kill()
 
 
+@pytest.mark.feature("create")
+@pytest.mark.feature("disk-only boot")
+async def test_a_guest_whose_memory_is_forgotten_boots_from_its_disk(rig: Rig, plan: LaunchPlan) -> None:
+    handle = await rig.driver().launch(plan)
+    assert await handle.running()
+    assert await count(handle, patience_s=90) == 1
+    await handle.kill()
+
+
+@pytest.mark.feature("network")
+@pytest.mark.feature("restore elsewhere")
+@pytest.mark.feature("wake")
 async def test_a_restored_guest_stands_still_until_it_is_resumed(rig: Rig, plan: LaunchPlan) -> None:
     handle = await rig.driver().restore(plan)
     assert not await handle.running()
@@ -223,6 +321,7 @@ async def test_a_restored_guest_stands_still_until_it_is_resumed(rig: Rig, plan:
     await handle.kill()
 
 
+@pytest.mark.feature("suspend")
 async def test_pausing_and_resuming_may_be_repeated(handle: Handle) -> None:
     for _ in range(2):
         await handle.pause()
@@ -233,6 +332,8 @@ async def test_pausing_and_resuming_may_be_repeated(handle: Handle) -> None:
     assert await count(handle) == 2
 
 
+@pytest.mark.feature("suspend")
+@pytest.mark.feature("snapshot")
 async def test_a_captured_guest_can_be_resumed_and_captured_again(rig: Rig, plan: LaunchPlan, handle: Handle) -> None:
     await handle.pause()
     await handle.capture()
@@ -245,6 +346,31 @@ async def test_a_captured_guest_can_be_resumed_and_captured_again(rig: Rig, plan
     await again.kill()
 
 
+@pytest.mark.feature("diff")
+async def test_a_capture_tells_what_the_guest_wrote(plan: LaunchPlan, handle: Handle) -> None:
+    before = plan.paths.memory.read_bytes()
+    await count(handle)
+    await handle.pause()
+    pages = await handle.capture()
+    after = plan.paths.memory.read_bytes()
+    await handle.resume()
+    if pages is None:
+        pytest.skip("not told: QEMU maps the memory file shared")
+    numbers = range(len(after) // 4096)
+    changed = {n for n in numbers if before[n * 4096 : (n + 1) * 4096] != after[n * 4096 : (n + 1) * 4096]}
+    assert changed
+    assert changed <= set(pages.tolist())
+
+
+@pytest.mark.feature("stats")
+async def test_the_host_sees_which_memory_a_guest_uses(rig: Rig, plan: LaunchPlan, handle: Handle) -> None:
+    await count(handle)
+    if isinstance(rig, FakeRig):
+        pytest.skip("it has no process")
+    assert len(touched.resident(handle.pid, touched.names(plan.paths)))
+
+
+@pytest.mark.feature("wake")
 async def test_a_pair_is_not_spent_until_the_guest_runs(rig: Rig, plan: LaunchPlan) -> None:
     for _ in range(2):
         handle = await rig.driver().restore(plan)
@@ -255,6 +381,7 @@ async def test_a_pair_is_not_spent_until_the_guest_runs(rig: Rig, plan: LaunchPl
     await handle.kill()
 
 
+@pytest.mark.feature("adopt")
 async def test_a_later_driver_takes_the_process_back(rig: Rig, plan: LaunchPlan, handle: Handle) -> None:
     rig.forget(handle)
     adopted = await rig.driver().adopt(plan)
@@ -266,11 +393,14 @@ async def test_a_later_driver_takes_the_process_back(rig: Rig, plan: LaunchPlan,
     assert not rig.alive(handle.pid)
 
 
+@pytest.mark.feature("adopt")
 async def test_there_is_nothing_to_adopt_where_nothing_runs(rig: Rig, plan: LaunchPlan) -> None:
     assert await rig.driver().adopt(plan) is None
     assert not await rig.driver().kill_stray(plan.paths)
 
 
+@pytest.mark.feature("adopt")
+@pytest.mark.feature("kill")
 async def test_a_stranger_with_the_same_pid_is_left_alone(rig: Rig, plan: LaunchPlan) -> None:
     stranger = await asyncio.create_subprocess_exec("sleep", "60")
     rig.forge(plan.paths, stranger.pid)
@@ -281,6 +411,7 @@ async def test_a_stranger_with_the_same_pid_is_left_alone(rig: Rig, plan: Launch
     await stranger.wait()
 
 
+@pytest.mark.feature("kill")
 async def test_a_stray_process_is_ended(rig: Rig, plan: LaunchPlan) -> None:
     handle = await rig.driver().restore(plan)
     assert await rig.driver().kill_stray(plan.paths)
@@ -288,6 +419,7 @@ async def test_a_stray_process_is_ended(rig: Rig, plan: LaunchPlan) -> None:
     await handle.wait()
 
 
+@pytest.mark.feature("kill")
 async def test_ends_are_told_apart(rig: Rig, plan: LaunchPlan, handle: Handle) -> None:
     waiting = tasks.spawn(handle.wait(), name="wait")
     await asyncio.sleep(0)
@@ -299,6 +431,7 @@ async def test_ends_are_told_apart(rig: Rig, plan: LaunchPlan, handle: Handle) -
     assert await handle.wait() == ended, "may be asked again"
 
 
+@pytest.mark.feature("kill")
 async def test_a_guest_that_shuts_down_did_so_itself(rig: Rig, handle: Handle) -> None:
     await handle.power_button()
     ended = await handle.wait()
@@ -306,6 +439,7 @@ async def test_a_guest_that_shuts_down_did_so_itself(rig: Rig, handle: Handle) -
     assert not rig.alive(handle.pid)
 
 
+@pytest.mark.feature("kill")
 async def test_a_process_that_is_gone_says_so(rig: Rig, handle: Handle) -> None:
     rig.shoot(handle)
     await handle.wait()
@@ -318,11 +452,13 @@ async def test_a_process_that_is_gone_says_so(rig: Rig, handle: Handle) -> None:
     await handle.quit()
 
 
+@pytest.mark.feature("network")
 async def test_a_closed_port_is_refused_once_patience_ends(handle: Handle) -> None:
     with pytest.raises(Upstream):
         await dial(handle, CLOSED, patience_s=0.05)
 
 
+@pytest.mark.feature("network")
 async def test_a_silent_guest_is_a_timeout(handle: Handle) -> None:
     await handle.pause()
     with pytest.raises(UpstreamTimeout):
@@ -330,12 +466,14 @@ async def test_a_silent_guest_is_a_timeout(handle: Handle) -> None:
     await handle.resume()
 
 
-async def test_what_accepted_is_remembered(handle: Handle) -> None:
+@pytest.mark.feature("network")
+async def test_what_accepted_is_remembered(rig: Rig, handle: Handle) -> None:
     assert handle.accepted == frozenset()
     await count(handle)
-    assert handle.accepted == {WEB}
+    assert handle.accepted == ({WEB} if rig.net.tap_name is None else frozenset())
 
 
+@pytest.mark.feature("snapshot")
 async def test_damaged_state_is_corrupt_and_leaves_no_process(rig: Rig, plan: LaunchPlan) -> None:
     plan.paths.state.write_bytes(b"\0" * plan.paths.state.stat().st_size)
     with pytest.raises(Corrupt):
@@ -343,6 +481,7 @@ async def test_damaged_state_is_corrupt_and_leaves_no_process(rig: Rig, plan: La
     assert not await rig.driver().kill_stray(plan.paths)
 
 
+@pytest.mark.feature("snapshot")
 @pytest.mark.parametrize("part", ["memory", "state"])
 async def test_a_missing_part_is_corrupt_and_leaves_no_process(rig: Rig, plan: LaunchPlan, part: str) -> None:
     (plan.paths.root / part).unlink()
@@ -351,12 +490,14 @@ async def test_a_missing_part_is_corrupt_and_leaves_no_process(rig: Rig, plan: L
     assert not await rig.driver().kill_stray(plan.paths)
 
 
+@pytest.mark.feature("snapshot")
 async def test_memory_of_the_wrong_size_is_corrupt(rig: Rig, plan: LaunchPlan) -> None:
     os.truncate(plan.paths.memory, plan.paths.memory.stat().st_size // 2)
     with pytest.raises(Corrupt):
         await rig.driver().restore(plan)
 
 
+@pytest.mark.feature("restore elsewhere")
 async def test_a_stamp_is_the_same_until_the_plan_changes(rig: Rig, plan: LaunchPlan, tmp_path: Path) -> None:
     driver = rig.driver()
     stamp = await driver.stamp(plan)
@@ -368,5 +509,6 @@ async def test_a_stamp_is_the_same_until_the_plan_changes(rig: Rig, plan: Launch
         assert (await driver.stamp(replace(plan, **change))).difference(stamp)
 
 
+@pytest.mark.feature("create")
 async def test_a_check_says_how_vms_run(rig: Rig) -> None:
     assert await rig.driver().check()

@@ -32,10 +32,15 @@ async def record(paths: VMPaths, pid: int) -> None:
     for moment_s in MOMENTS_S:
         await asyncio.sleep(moment_s - passed_s)
         passed_s = moment_s
-        now = await asyncio.to_thread(resident, pid, {paths.memory, paths.lazy / paths.memory.name})
+        now = await asyncio.to_thread(resident, pid, names(paths))
         if len(now):
             order = np.concatenate([order, np.setdiff1d(now, order)])
             await asyncio.to_thread(write, paths, order)
+
+
+def names(paths: VMPaths) -> set[Path]:
+    """Under which a VMM may have the memory file mapped."""
+    return {folder / paths.memory.name for folder in (paths.root, paths.lazy, paths.box)}
 
 
 def resident(pid: int, files: set[Path]) -> Pages:

@@ -9,10 +9,11 @@ from typing import Any, Final
 
 import httpx2
 
+from hatchvm.base import sockets
 from hatchvm.base.errors import HatchError, Unavailable
 from hatchvm.vmm.firecracker.requests import Request
 
-#: Between two looks whether the socket is there: it announces itself in no other way.
+#: Between two tries to connect: it announces itself in no other way.
 _LOOK_S: Final = 0.001
 _ANSWER_S: Final = 10.0
 
@@ -35,9 +36,14 @@ class Api:
         self._socket = socket
 
     async def opened(self) -> None:
-        """Return when the socket is there. Whoever waits must also watch the process."""
-        while not self._socket.exists():  # noqa: ASYNC110 - it sends no event
-            await asyncio.sleep(_LOOK_S)
+        """Return when somebody listens at the socket. Whoever waits must also watch the process."""
+        while True:
+            try:
+                (await sockets.connect(self._socket)).close()
+            except (FileNotFoundError, ConnectionRefusedError):
+                await asyncio.sleep(_LOOK_S)
+            else:
+                return
 
     async def send(self, request: Request, *, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
         """What it answers. Raises Refused, or Unavailable if it is gone or does not answer in time."""
