@@ -15,6 +15,7 @@ import pytest
 
 from hatchvm.base.errors import Unavailable, Unsupported
 from hatchvm.base.paths import VMPaths
+from hatchvm.testing.net.wires import Lab, ip
 from hatchvm.vmm.firecracker import mounts
 from hatchvm.vmm.firecracker.box import Bare, Box, Entry, Limits
 from hatchvm.vmm.firecracker.jail import Jail
@@ -256,3 +257,32 @@ async def test_a_real_firecracker_sees_its_box_and_nothing_else(paths: VMPaths, 
             end(process)
             jail.clear(paths)
     assert below(paths.root) == {"disk", "console.log", "uid"}
+
+
+async def test_a_real_firecracker_opens_its_tap_in_its_nest(paths: VMPaths) -> None:
+    binary, jail = real("HATCH_FIRECRACKER_BIN"), Jail(jailer=real("HATCH_JAILER_BIN"), parent=None)
+    lab = Lab()
+    seat = lab.seat(2)
+    try:
+        await lab.network.open()
+        nest = await lab.network.nest(seat)
+        await nest.lay(jail.uid(paths))
+        jail.furnish(paths, binary, [])
+        argv, cwd = jail.command(paths, binary, ["--api-sock", "api.sock"], LIMITS)
+        with nest.inside():
+            process = start(argv, cwd)
+        try:
+            await answering(paths, process)
+            card = {"iface_id": "eth0", "host_dev_name": str(seat.tap_name), "guest_mac": seat.guest_mac}
+            assert put(paths, "/network-interfaces/eth0", **card) == 204
+            await nest.plug(process.pid)
+            await nest.close()
+            described = ip("-n", lab.id, "-d", "link", "show", "dev", str(seat.tap_name))
+            assert "master fcbr0" in described and f"user {UID} " in described
+            assert Path(f"/proc/{process.pid}/ns/net").stat().st_ino != Path("/proc/self/ns/net").stat().st_ino
+        finally:
+            end(process)
+            jail.clear(paths)
+        assert seat.tap_name not in lab.links()
+    finally:
+        await lab.network.remove()
