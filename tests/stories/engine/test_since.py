@@ -25,7 +25,12 @@ BLOCKS: Final = 150
 #: The guest's pages hold one of these. Few, so that equal ones are frequent; 0 is zeros.
 KINDS: Final = [bytes(BLOCK), *(piece(BLOCK, f"kind {kind}") for kind in range(1, 30))]
 
-writes = st.lists(st.tuples(st.integers(0, BLOCKS - 1), st.integers(0, len(KINDS) - 1)), max_size=12)
+#: From which page on, how many of them, the first one's kind; the next one has the next kind.
+Write = tuple[int, int, int]
+writes = st.lists(
+    st.tuples(st.integers(0, BLOCKS - 1), st.sampled_from([1, 1, 2, 5, BLOCKS]), st.integers(0, len(KINDS) - 1)),
+    max_size=8,
+)
 #: Of a cycle: what the guest writes, which older snapshot is remembered, which are deleted before it is stored, and
 #: pages that are said to have changed though they did not.
 cycles = st.lists(
@@ -68,10 +73,10 @@ def shape(manifest: Manifest, old: set[str]) -> list[object]:
     return told
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(first=writes, chain=cycles, block=st.sampled_from([BLOCK, 2 * BLOCK]))
 async def test_a_chain_of_cycles(
-    first: list[tuple[int, int]], chain: list[tuple[list[tuple[int, int]], int, set[int], list[int]]], block: int
+    first: list[Write], chain: list[tuple[list[Write], int, set[int], list[int]]], block: int
 ) -> None:
     clock = SteeredClock()
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
@@ -97,12 +102,15 @@ async def test_a_chain_of_cycles(
             assert shape(manifest, old) == shape(whole, old)
             stored[number] = list(memory)
 
-        for page, kind in first:
-            memory[page] = kind
+        def write(written: list[Write]) -> None:
+            for begin, count, kind in written:
+                for page in range(begin, min(begin + count, BLOCKS)):
+                    memory[page] = (kind + page - begin) % len(KINDS)
+
+        write(first)
         await snapshot(1, None)
         for number, (written, which, gone, more) in enumerate(chain, 2):
-            for page, kind in written:
-                memory[page] = kind
+            write(written)
             since_number = 1 + which % len(stored)
             changed = [page for page in range(BLOCKS) if memory[page] != stored[since_number][page]]
             for one in {1 + one % len(stored) for one in gone} - deleted:
@@ -118,22 +126,22 @@ def store() -> MemoryStore:
 
 @pytest.fixture
 async def vm(store: MemoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Sleeper:
-    """Its snapshot 1 is stored; then it writes pages 3 and 70."""
+    """Its snapshot 1 is stored; then it writes pages 3 and 150."""
     monkeypatch.setattr("hatchvm.snapshots.writer.PACK_FRAMES", 2)
     vm = Sleeper(store, tmp_path / "one", store.clock)
-    before = piece(4 * FRAME, "image") + bytes(FRAME)
+    before = piece(FRAME, "image") + bytes(FRAME) + piece(3 * FRAME, "more")
     vm.holds(memory=before, state=b"one", disk=piece(100, "text"))
     await vm.write(1)
     now = bytearray(before)
     now[3 * BLOCK : 4 * BLOCK] = piece(BLOCK, "three")
-    now[70 * BLOCK : 71 * BLOCK] = bytes(BLOCK)
+    now[150 * BLOCK : 151 * BLOCK] = bytes(BLOCK)
     vm.holds(memory=bytes(now), state=b"two", disk=piece(100, "text"))
     return vm
 
 
 async def test_only_what_changed_is_read(vm: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads(monkeypatch)
-    second = await vm.write(2, bases=[vm.keys(1)], since=since(vm.keys(1), [3, 70]))
+    second = await vm.write(2, bases=[vm.keys(1)], since=since(vm.keys(1), [3, 150]))
     assert reads.bytes == 3 * BLOCK  # page 3 once more, to be stored
     assert second.added_bytes < 4 * BLOCK
     assert await vm.restored(2) == vm.content()
@@ -144,12 +152,19 @@ async def test_what_did_not_change_is_believed_not_read(vm: Sleeper) -> None:
     await vm.write(2, bases=[vm.keys(1)], since=since(vm.keys(1), [3]))
     restored = (await vm.restored(2))["memory"]
     assert restored[3 * BLOCK : 4 * BLOCK] == piece(BLOCK, "three")
-    assert restored[70 * BLOCK : 71 * BLOCK] != bytes(BLOCK)
+    assert restored[150 * BLOCK : 151 * BLOCK] != bytes(BLOCK)
+
+
+async def test_frames_that_are_not_needed_any_more_are_left_out(vm: Sleeper) -> None:
+    vm.holds(memory=bytes(2 * FRAME) + vm.content()["memory"][2 * FRAME :], state=b"two")
+    second = await vm.write(2, bases=[vm.keys(1)], since=since(vm.keys(1), [*range(2 * FRAME // BLOCK), 150]))
+    assert len(second.frames) == 4
+    assert await vm.restored(2) == vm.content()
 
 
 async def test_it_need_not_be_among_the_bases(vm: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
     reads = Reads(monkeypatch)
-    await vm.write(2, since=since(vm.keys(1), [3, 70]))
+    await vm.write(2, since=since(vm.keys(1), [3, 150]))
     assert reads.bytes == 3 * BLOCK
     await vm.engine.delete(vm.keys(1))
     assert await vm.restored(2) == vm.content()
@@ -159,7 +174,7 @@ async def test_another_vms_snapshot_will_do(vm: Sleeper, monkeypatch: pytest.Mon
     copy = vm.sibling("two", "vm-ffffffffffff")
     copy.holds(**vm.content())
     reads = Reads(monkeypatch)
-    await copy.write(1, since=since(vm.keys(1), [3, 70]))
+    await copy.write(1, since=since(vm.keys(1), [3, 150]))
     assert reads.bytes == 3 * BLOCK
     assert await copy.restored(1) == copy.content()
 
@@ -168,7 +183,7 @@ async def test_another_vms_snapshot_will_do(vm: Sleeper, monkeypatch: pytest.Mon
 async def test_what_does_not_fit_is_as_if_it_was_not_said(
     vm: Sleeper, store: MemoryStore, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
-    said = since(vm.keys(1), [3, 70])
+    said = since(vm.keys(1), [3, 150])
     if what == "deleted":
         await vm.engine.delete(vm.keys(1))
     elif what == "damaged":
@@ -177,7 +192,10 @@ async def test_what_does_not_fit_is_as_if_it_was_not_said(
     elif what == "another size":
         vm.holds(memory=vm.content()["memory"][:-BLOCK], state=b"two")
     elif what == "another block size":
-        monkeypatch.setattr("hatchvm.snapshots.layout.MAX_BLOCKS", 200)
+        with monkeypatch.context() as patch:
+            patch.setattr("hatchvm.snapshots.layout.MAX_BLOCKS", 200)
+            await vm.write(3)
+        said = since(vm.keys(3), [])
     else:
         vm.stamp = replace(vm.stamp, image_digest="another")
     reads = Reads(monkeypatch)
@@ -192,8 +210,8 @@ async def test_blocks_of_a_pack_that_is_lost_are_read_and_stored_anew(
     first, _ = await vm.engine.open(vm.keys(1))
     del store.objects[f"packs/{first.domain}/{first.packs[0].id}"]
     reads = Reads(monkeypatch)
-    await vm.write(2, bases=[vm.keys(1)], since=since(vm.keys(1), [3, 70]))
-    assert reads.bytes == 2 * 2 * FRAME - BLOCK  # twice, for they are stored; page 70 is zeros
+    await vm.write(2, bases=[vm.keys(1)], since=since(vm.keys(1), [3, 150]))
+    assert reads.bytes == 2 * 2 * FRAME - BLOCK  # twice, for they are stored; page 150 is zeros
     assert await vm.restored(2) == vm.content()
 
 
@@ -202,7 +220,7 @@ async def test_under_a_new_key_everything_is_read(
 ) -> None:
     rotated = Sleeper(store, vm.root, store.clock, Ring([bytes(32)]))
     reads = Reads(monkeypatch)
-    second = await rotated.write(2, bases=[vm.keys(1)], since=since(vm.keys(1), [3, 70]))
+    second = await rotated.write(2, bases=[vm.keys(1)], since=since(vm.keys(1), [3, 150]))
     assert reads.bytes >= 2 * (4 * FRAME - BLOCK)
     assert {pack.key_id for pack in second.packs} == {Ring([bytes(32)]).current}
     assert await rotated.restored(2) == vm.content()
