@@ -12,7 +12,7 @@ from hatchvm.base.paths import VMPaths
 from hatchvm.domain.image import Image
 from hatchvm.domain.lifecycle import Found, State
 from hatchvm.domain.vm import VM
-from hatchvm.node import lazy, pair
+from hatchvm.node import changed, lazy, pair
 from hatchvm.node.host import Host, plan
 from hatchvm.node.launch import forget_memory
 from hatchvm.node.lazy import Pager
@@ -71,6 +71,7 @@ async def _live(host: Host, vm: VM, image: Image) -> Handle | None:
             runs = await handle.running()
             if runs or not (paths.saved.exists() or paths.waking.exists()):
                 pair.spend(paths)
+                changed.forget(paths)  # of a capture that was cut off nobody knows how far it got
                 if not runs:
                     await handle.resume()
                 return handle

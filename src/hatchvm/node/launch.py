@@ -12,7 +12,7 @@ from hatchvm.base.units import MIB, format_bytes
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.images.seed import write_seed
-from hatchvm.node import lazy, pair
+from hatchvm.node import changed, lazy, pair
 from hatchvm.node.host import Host, plan, plugged_in
 from hatchvm.node.suspend import let_go
 from hatchvm.pager import ledger
@@ -105,6 +105,7 @@ async def halt(handle: Handle, *, timeout_s: float) -> None:
 def forget_memory(paths: VMPaths) -> None:
     """Drop what a suspend saved; the disk stays."""
     pair.spend(paths)
+    changed.forget(paths)
     paths.state.unlink(missing_ok=True)
     paths.memory.unlink(missing_ok=True)
     paths.order.unlink(missing_ok=True)

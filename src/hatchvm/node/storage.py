@@ -15,7 +15,7 @@ from hatchvm.base.paths import VMPaths
 from hatchvm.domain.image import Image
 from hatchvm.domain.snapshot import Snapshot
 from hatchvm.domain.vm import VM
-from hatchvm.node import pair, touched
+from hatchvm.node import changed, pair, touched
 from hatchvm.node.host import Host, ensure_fit, plan
 from hatchvm.node.lazy import Pager
 from hatchvm.pager import ledger
@@ -48,8 +48,10 @@ async def upload(host: Host, vm: VM, snapshot: Snapshot, bases: Sequence[Snapsho
             created_at=snapshot.created_at,
             bases=[keys_of(base) for base in bases],
             order=touched.read(paths),
+            since=changed.read(paths, host.boot_id),
         ),
     )
+    changed.write(paths, host.boot_id, manifest.keys)
     return Sizes(manifest.size_bytes, manifest.stored_bytes)
 
 
@@ -93,6 +95,7 @@ async def fetch(host: Host, vm: VM, image: Image, source: Snapshot, *, lazily: b
         pair.commit(
             paths, stamp=manifest.stamp, accepted=frozenset(), boot_id=host.boot_id, synced=True, source=source.id
         )
+        changed.write(paths, host.boot_id, manifest.keys)
 
     await _replace(host, vm, manifest, FILES, mark)
     return None
@@ -105,7 +108,9 @@ async def _begin(host: Host, vm: VM, manifest: Manifest, data: bytes) -> Pager:
     await tasks.finish(asyncio.to_thread(_hollow, paths, manifest), name=f"hollow {vm.id}")
     starting = tasks.spawn(host.pagers.start(paths, manifest.keys, where, data, mounted=True), name=f"pager {vm.id}")
     try:
-        await _replace(host, vm, manifest, {layout.STATE}, lambda paths: None)
+        await _replace(
+            host, vm, manifest, {layout.STATE}, lambda paths: changed.write(paths, host.boot_id, manifest.keys)
+        )
         pager = await asyncio.shield(starting)
         pager.written_by = manifest.stamp.vmm_version
         return pager
@@ -125,6 +130,7 @@ def _hollow(paths: VMPaths, manifest: Manifest) -> None:
 def _empty(paths: VMPaths, manifest: Manifest) -> None:
     paths.root.mkdir(mode=0o700, parents=True, exist_ok=True)
     pair.spend(paths)
+    changed.forget(paths)
     sync_dir(paths.root)  # the old marker must not come back beside memory that is not its own
     sizes = {stream.name: (stream.size, len(stream.slots)) for stream in manifest.streams}
     paths.memory.unlink(missing_ok=True)
@@ -173,6 +179,7 @@ async def _replace(
 def _exchange(paths: VMPaths, mark: Callable[[VMPaths], None]) -> None:
     with local_errors(paths.root):
         pair.spend(paths)
+        changed.forget(paths)
         for target in (paths.memory, paths.state, paths.disk):
             arrived = paths.incoming / target.name
             if arrived.exists():

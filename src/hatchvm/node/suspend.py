@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import numpy as np
+
 from hatchvm.base import tasks
 from hatchvm.base.errors import Exhausted, HatchError
+from hatchvm.base.paths import VMPaths
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
-from hatchvm.node import pair
+from hatchvm.node import changed, pair
 from hatchvm.node.host import Host, plan
 from hatchvm.node.lazy import Pager
 from hatchvm.ports.node import Suspended
@@ -43,7 +46,7 @@ async def save(
     try:
         await handle.pause()
         if not wanted():
-            await handle.capture()
+            await _capture(host, paths, handle)
             if pager is not None:
                 await pager.hand_over(paths.memory.name)
         taken_back = wanted()
@@ -62,6 +65,14 @@ async def save(
         await _take_back(host, vm, handle)
         return None
     return Suspended(time.monotonic() - paused_at)
+
+
+async def _capture(host: Host, paths: VMPaths, handle: Handle) -> None:
+    """Killed or failing anywhere, what is known of the memory's changes is right, or nothing is known."""
+    since = changed.take(paths, host.boot_id)
+    pages = await handle.capture()
+    if since is not None and pages is not None:
+        changed.write(paths, host.boot_id, since.keys, np.union1d(since.pages, pages))
 
 
 async def _settled(pager: Pager, wanted: Callable[[], bool]) -> bool:

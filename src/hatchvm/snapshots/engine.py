@@ -31,6 +31,7 @@ from hatchvm.base.tasks import spawn
 from hatchvm.domain.snapshot import Stamp
 from hatchvm.domain.stored import Audit, Collected
 from hatchvm.ports.objects import ObjectStore
+from hatchvm.ports.vmm import Pages
 from hatchvm.snapshots import layout
 from hatchvm.snapshots.audit import audit
 from hatchvm.snapshots.collect import Rule, collect
@@ -41,6 +42,7 @@ from hatchvm.snapshots.manifest import Manifest, Pack, encode
 from hatchvm.snapshots.reader import Reader
 from hatchvm.snapshots.seal import Ring
 from hatchvm.snapshots.shelf import Shelf, manifests
+from hatchvm.snapshots.since import Since
 from hatchvm.snapshots.tails import Tails
 from hatchvm.snapshots.workers import Stop, Workers, outlast
 from hatchvm.snapshots.writer import Content, Writer
@@ -67,13 +69,15 @@ class Files:
 class Facts:
     """What a manifest says beside the files. `bases`: snapshots whose blocks may be referred to, the VM's newest first.
     `order`: pages of 4 KiB of the memory in the order in which the last wake needed them, as far as that is known.
+    `since`: which pages of the memory need not be read because a snapshot has them, as far as that is known.
     """
 
     stamp: Stamp
     vm_config: str
     created_at: datetime
     bases: Sequence[SnapshotKeys] = ()
-    order: npt.NDArray[np.uint32] | None = None
+    order: Pages | None = None
+    since: Since | None = None
 
 
 class SnapshotEngine:
@@ -223,13 +227,14 @@ class SnapshotEngine:
         domain = domain_of(facts.stamp.image_digest)
         now_s = self._clock.now().timestamp()
         recent = self._tails.unfinished(vm_id, now_s - self._grace.total_seconds() / 2)
-        known = await Known(self._shelf, self._tails, domain).of(facts.bases, recent)
+        known, base = await Known(self._shelf, self._tails, domain).of(facts.bases, recent, facts.since)
 
         def stored(pack: Pack, tail: bytes) -> None:
             self._tails.put(pack, tail)
             self._tails.begun(vm_id, pack, self._clock.now().timestamp())
 
-        content = await Writer(self._store, self._workers, self._ring, domain).write(_named(files), known, stored)
+        writer = Writer(self._store, self._workers, self._ring, domain)
+        content = await writer.write(_named(files), known, base, stored)
         mine = {pack.id for pack in recent}
         return replace(content, added_bytes=content.added_bytes + sum(p.size for p in content.packs if p.id in mine))
 
@@ -263,7 +268,7 @@ def _named(files: Files) -> dict[str, Path]:
     return named | ({layout.DISK: files.disk} if files.disk else {})
 
 
-def _order(pages: npt.NDArray[np.uint32] | None, content: Content) -> npt.NDArray[np.uint32]:
+def _order(pages: Pages | None, content: Content) -> npt.NDArray[np.uint32]:
     """The blocks of those pages that are not zeros, each once."""
     if pages is None:
         return np.zeros(0, np.uint32)

@@ -24,13 +24,14 @@ class Index:
     """
 
     def __init__(self, known: Sequence[tuple[Pack, Tail]], block_bytes: int) -> None:
+        self.block_bytes = block_bytes
+        self.frame_slots = FRAME_BYTES // block_bytes
         usable = [(pack, tail) for pack, tail in known if tail.block_bytes == block_bytes]
         self.packs = [pack for pack, _ in usable]
         self.frames: Frames = np.concatenate([np.zeros(0, FRAME), *(tail.frames for _, tail in usable)])
         self.frames["pack"] = np.repeat(np.arange(len(usable)), [len(tail.frames) for _, tail in usable])
         self._digests: Digests = np.concatenate([digests_of(b""), *(tail.digests for _, tail in usable)])
-        self._frame_slots = FRAME_BYTES // block_bytes
-        self._slots = slots_of(self.frames, self._frame_slots)
+        self._slots = slots_of(self.frames, self.frame_slots)
         self._order = np.argsort(self._digests[:, 0], kind="stable").astype(np.uint32)
         self._keys = self._digests[self._order, 0]
 
@@ -48,17 +49,37 @@ class Index:
         found[same] = self._slots[candidates[same]]
         return found
 
+    def numbers(self, packs: Sequence[Pack], frames: Frames) -> Places:
+        """For each of a manifest's frames its number in `frames`, NONE where that frame is not here, or another one."""
+        numbers = {pack.id: number for number, pack in enumerate(self.packs)}
+        wanted = _ranks(np.array([numbers.get(pack.id, NONE) for pack in packs], np.int64)[frames["pack"]], frames)
+        ranks = _ranks(self.frames["pack"].astype(np.int64), self.frames)
+        at = np.searchsorted(ranks, wanted)
+        same = at < len(ranks)
+        at[~same] = 0
+        if same.any():
+            same &= ranks[at] == wanted
+            for name in ("length", "blocks", "codec", "digest"):
+                same &= (self.frames[name][at] == frames[name]).reshape(len(frames), -1).all(axis=1)
+        return np.where(same, at, NONE)
+
     def used(self, found: Places) -> tuple[list[Pack], Frames, Places]:
         """The packs and frames that hold these slots, and `found` in terms of those frames."""
         known = found != NONE
         is_used = np.zeros(len(self.frames), bool)
-        is_used[found[known] // self._frame_slots] = True
+        is_used[found[known] // self.frame_slots] = True
         skipped = np.arange(len(self.frames)) - np.cumsum(is_used) + 1  # of a used frame: how many before it are not
         table = self.frames[is_used]
         packs, table["pack"] = np.unique(table["pack"], return_inverse=True)
         slots = found.copy()
-        slots[known] -= skipped[found[known] // self._frame_slots] * self._frame_slots
+        slots[known] -= skipped[found[known] // self.frame_slots] * self.frame_slots
         return [self.packs[number] for number in packs.tolist()], table, slots
+
+
+def _ranks(packs: Places, frames: Frames) -> Places:
+    """Of frames in these packs: numbers that ascend as frames do in an index."""
+    ranks: Places = packs << 32 | frames["offset"]
+    return ranks
 
 
 def slots_of(frames: Frames, frame_slots: int) -> Places:

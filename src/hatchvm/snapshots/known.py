@@ -10,6 +10,7 @@ from hatchvm.snapshots.layout import SnapshotKeys, pack_key
 from hatchvm.snapshots.manifest import Manifest, Pack
 from hatchvm.snapshots.pack import Tail, parse_end, tail_start
 from hatchvm.snapshots.shelf import Shelf
+from hatchvm.snapshots.since import Base, Since
 from hatchvm.snapshots.tails import Tails
 from hatchvm.snapshots.workers import run_all
 
@@ -28,20 +29,26 @@ class Known:
         self._tails = tails
         self._domain = domain
 
-    async def of(self, bases: Iterable[SnapshotKeys], recent: Sequence[Pack]) -> list[tuple[Pack, Tail]]:
+    async def of(
+        self, bases: Iterable[SnapshotKeys], recent: Sequence[Pack], since: Since | None = None
+    ) -> tuple[list[tuple[Pack, Tail]], Base | None]:
         """The packs that these snapshots refer to, and `recent` ones, with their tails; each is in the store now.
 
-        What cannot be read (deleted meanwhile, damaged) is left out: its blocks are then stored once more.
+        And the snapshot of `since`, which is one of the bases, the first. What cannot be read (deleted meanwhile,
+        damaged) is left out: its blocks are then stored once more.
         """
         found: dict[str, tuple[Pack, Tail]] = {}
+        base = None
         blocks = await self._add(recent, found)
-        for keys in bases:
+        for keys in dict.fromkeys([*([since.keys] if since else []), *bases]):
             if blocks >= _MAX_BLOCKS:
                 break
             manifest = await self._manifest(keys)
             if manifest is not None and manifest.domain == self._domain:
                 blocks += await self._add(manifest.packs, found)
-        return list(found.values())
+                if since is not None and keys == since.keys:
+                    base = Base(manifest, since.pages)
+        return list(found.values()), base
 
     async def _add(self, packs: Sequence[Pack], found: dict[str, tuple[Pack, Tail]]) -> int:
         wanted = [pack for pack in packs if pack.id not in found and pack.key_id == self._ring.current]

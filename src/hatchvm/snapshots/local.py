@@ -7,7 +7,12 @@ import errno
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 
 from hatchvm.base.errors import Conflict, Corrupt, Exhausted, Unavailable, Unsupported
 from hatchvm.base.files import NO_ROOM
@@ -31,6 +36,12 @@ class Source:
         if count != wanted:
             raise Conflict(f"the {self.name} file changed while it was being stored")
         buffer[wanted:] = bytes(len(buffer) - wanted)
+
+    def read_blocks(self, buffer: memoryview, blocks: npt.NDArray[np.integer[Any]], block_bytes: int) -> None:
+        """Fill the buffer with blocks of these ascending numbers, one after the other."""
+        breaks = np.flatnonzero(np.diff(blocks.astype(np.int64)) != 1) + 1
+        for begin, end in pairwise([0, *breaks.tolist(), len(blocks)]):
+            self.read_into(buffer[begin * block_bytes : end * block_bytes], int(blocks[begin]) * block_bytes)
 
     def data(self) -> Iterator[tuple[int, int]]:
         """Ascending (begin, end) in bytes of what is not holes of the file."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -15,7 +16,11 @@ from hatchvm.snapshots.local import Source
 from hatchvm.snapshots.pack import Digests, block_digest, digests_of
 from hatchvm.snapshots.workers import Stop
 
+#: For every block of a file whether it is to be looked at.
+Mask = npt.NDArray[np.bool_]
+
 _WINDOW_BYTES: Final = 4 * MIB
+_ALL: Final[Mapping[str, Mask]] = MappingProxyType({})
 
 
 class Sums:
@@ -49,20 +54,25 @@ class Scan:
     ends: npt.NDArray[np.int64]
 
 
-def scan(sources: Sequence[Source], block_bytes: int, sums: Sums, stop: Stop) -> Scan:
-    """Read all data of the files. Stops early, with a part of it, when told to."""
+def scan(
+    sources: Sequence[Source], block_bytes: int, sums: Sums, stop: Stop, wanted: Mapping[str, Mask] = _ALL
+) -> Scan:
+    """Read all data of the files. Stops early, with a part of it, when told to.
+
+    `wanted`: of files of these names only those blocks.
+    """
     window = memoryview(bytearray(max(_WINDOW_BYTES, block_bytes)))
     words = np.frombuffer(window, np.uint64).reshape(-1, block_bytes // 8)
     blocks, digests, summed = bytearray(), bytearray(), bytearray()  # arrays that grow in place
     ends = []
     for source in sources:
-        for at, count in _windows(source, block_bytes, len(words)):
+        for batch in _batches(source, block_bytes, len(words), wanted.get(source.name)):
             if stop.is_set():
                 break
-            piece = window[: count * block_bytes]
-            source.read_into(piece, at * block_bytes)
-            found = np.flatnonzero(words[:count].any(axis=1))
-            blocks += (found + at).astype(np.uint32).tobytes()
+            piece = window[: len(batch) * block_bytes]
+            source.read_blocks(piece, batch, block_bytes)
+            found = np.flatnonzero(words[: len(batch)].any(axis=1))
+            blocks += batch[found].tobytes()
             starts = (found * block_bytes).tolist()
             digests += b"".join([block_digest(piece[start : start + block_bytes]) for start in starts])
             summed += sums.of(piece)[found].tobytes()
@@ -75,11 +85,16 @@ def scan(sources: Sequence[Source], block_bytes: int, sums: Sums, stop: Stop) ->
     )
 
 
-def _windows(source: Source, block_bytes: int, most: int) -> Iterator[tuple[int, int]]:
-    """(first block, blocks) of stretches that hold all data of the file, each block once."""
+def _batches(source: Source, block_bytes: int, most: int, wanted: Mask | None) -> Iterator[npt.NDArray[np.uint32]]:
+    """Numbers of blocks, ascending, each once: all that hold data of the file, or those of them that are wanted."""
     done = 0
+    stretches = [np.zeros(0, np.uint32)]
     for begin, end in source.data():
         last = -(-end // block_bytes)
-        for at in range(max(begin // block_bytes, done), last, most):
-            yield at, min(last - at, most)
+        stretches.append(np.arange(max(begin // block_bytes, done), last, dtype=np.uint32))
         done = last
+    blocks = np.concatenate(stretches)
+    if wanted is not None:
+        blocks = blocks[wanted[blocks]]
+    for at in range(0, len(blocks), most):
+        yield blocks[at : at + most]

@@ -2,6 +2,7 @@
 
 Two passes. The first hashes every block of every file; then it is known which are new, and the second reads only those,
 compresses them in frames and puts them in packs. A block that changed between the two (nobody may write) is noticed.
+Where it is known which pages of the memory changed since a snapshot, the first pass looks at those only.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from hatchvm.snapshots.manifest import FRAME, Frames, Pack, Stream
 from hatchvm.snapshots.pack import Tail, build
 from hatchvm.snapshots.scan import Scan, Sums, scan
 from hatchvm.snapshots.seal import Ring
+from hatchvm.snapshots.since import Base
 from hatchvm.snapshots.workers import Stop, Workers, run_all
 
 #: Two packs being filled and one on its way to the store.
@@ -56,14 +58,17 @@ class Writer:
         self._ring = ring
         self._domain = domain
 
-    async def write(self, files: dict[str, Path], known: Sequence[tuple[Pack, Tail]], on_stored: OnStored) -> Content:
-        """Store what is new of every file (stream name -> path). `known`: what the store has, the best first.
+    async def write(
+        self, files: dict[str, Path], known: Sequence[tuple[Pack, Tail]], base: Base | None, on_stored: OnStored
+    ) -> Content:
+        """Store what is new of every file (stream name -> path, the memory first). `known`: what the store has, the
+        best first. `base`: whose blocks the memory still has where it did not change.
 
         Ended early, packs may be left in the store.
         """
         with ExitStack() as stack:
             sources = [stack.enter_context(opened(name, path)) for name, path in files.items()]
-            plan = await self._workers.run(partial(_plan, sources, known))
+            plan = await self._workers.run(partial(_plan, sources, known, base))
             packs, frames = await self._store_new(plan, on_stored)
         return plan.content(packs, frames)
 
@@ -86,33 +91,41 @@ class Writer:
         return [pack for pack, _ in in_order], [frames for _, frames in in_order]
 
 
-def _plan(sources: Sequence[Source], known: Sequence[tuple[Pack, Tail]], stop: Stop) -> _Plan:
+def _plan(sources: Sequence[Source], known: Sequence[tuple[Pack, Tail]], base: Base | None, stop: Stop) -> _Plan:
     """What to store. In one piece, so that what is only needed to find out is freed."""
     block_bytes = block_bytes_for([source.size for source in sources])
-    sums = Sums(block_bytes)
-    seen = scan(sources, block_bytes, sums, stop)
-    return _Plan(sources, seen, Index(known, block_bytes), sums, block_bytes)
+    sums, index = Sums(block_bytes), Index(known, block_bytes)
+    memory = sources[0]
+    kept = np.zeros(0, np.int64) if base is None else base.places(memory.size, block_bytes, index)
+    seen = scan(sources, block_bytes, sums, stop, {memory.name: kept == NONE} if base else {})
+    return _Plan(sources, seen, index, kept, sums)
 
 
 class _Plan:
     """Which blocks are new, and where every block will lie."""
 
-    def __init__(self, sources: Sequence[Source], seen: Scan, index: Index, sums: Sums, block_bytes: int) -> None:
-        self.block_bytes = block_bytes
-        self._frame_slots = FRAME_BYTES // block_bytes
+    def __init__(self, sources: Sequence[Source], seen: Scan, index: Index, kept: Places, sums: Sums) -> None:
+        """`kept`: see `Base.places`; empty if there is no base."""
+        self.block_bytes = index.block_bytes
+        self._frame_slots = index.frame_slots
         self._sources = sources
         self._sums = sums
         found = index.find(seen.digests)
         unknown = np.flatnonzero(found == NONE)
         firsts, which = distinct(seen.digests[unknown])
-        self._packs, self._frames, slots = index.used(found)
+        unseen = np.flatnonzero(kept >= 0)
+        self._packs, self._frames, slots = index.used(np.concatenate([found, kept[unseen]]))
         slots[unknown] = len(self._frames) * self._frame_slots + which
         self._streams = [
-            _stream(source, blocks, part, block_bytes)
+            _stream(source, blocks, part, self.block_bytes)
             for source, blocks, part in zip(
-                sources, np.split(seen.blocks, seen.ends[:-1]), np.split(slots, seen.ends[:-1]), strict=True
+                sources,
+                np.split(seen.blocks, seen.ends[:-1]),
+                np.split(slots[: len(found)], seen.ends[:-1]),
+                strict=True,
             )
         ]
+        self._streams[0].slots[unseen] = slots[len(found) :] + 1
         new = unknown[firsts]
         self._new_source = np.searchsorted(seen.ends, new, side="right").astype(np.uint8)
         self._new_block, self._new_digest, self._new_sum = seen.blocks[new], seen.digests[new], seen.sums[new]
@@ -135,12 +148,12 @@ class _Plan:
             yield self._frame(slice(first, min(first + self._frame_slots, end)), room)
 
     def _frame(self, new: slice, room: memoryview) -> tuple[memoryview, bytes]:
-        blocks, sources = self._new_block[new].astype(np.int64), self._new_source[new]
+        blocks, sources = self._new_block[new], self._new_source[new]
         plain = room[: len(blocks) * self.block_bytes]
-        breaks = np.flatnonzero((np.diff(blocks) != 1) | (np.diff(sources) != 0)) + 1
+        breaks = np.flatnonzero(np.diff(sources)) + 1
         for begin, end in pairwise([0, *breaks.tolist(), len(blocks)]):
             piece = plain[begin * self.block_bytes : end * self.block_bytes]
-            self._sources[sources[begin]].read_into(piece, int(blocks[begin]) * self.block_bytes)
+            self._sources[sources[begin]].read_blocks(piece, blocks[begin:end], self.block_bytes)
         if (self._sums.of(plain) != self._new_sum[new]).any():
             raise Conflict("a file of the snapshot changed while it was being stored")
         return plain, self._new_digest[new].astype("<u8", copy=False).tobytes()

@@ -2,16 +2,18 @@
 
     python -m hatchvm.testing.crash <folder> <first n> <stride>
 
-The story: a VM is created, put to sleep and woken a few times, brought back to its first snapshot, booted from its own
-disk and from an older one, stopped, started, relieved of a snapshot and of what is then not needed any more, put to
-sleep and deleted. For n = first, first + stride, … a child plays it in a folder of its own and is gone, without a word,
-before its n-th step; a second child starts a daemon over what is left and looks. Each n that went wrong is a line of
-the output; the last line tells how many steps there were.
+The story: a VM is created, put to sleep and woken a few times, once while its memory is being saved and once while it
+is being stored, brought back to its first snapshot, booted from its own disk and from an older one, stopped, started,
+relieved of a snapshot and of what is then not needed any more, put to sleep and deleted. For n = first, first + stride,
+… a child plays it in a folder of its own and is gone, without a word, before its n-th step; a second child starts a
+daemon over what is left and looks. Each n that went wrong is a line of the output; the last line tells how many steps
+there were.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import logging
@@ -25,10 +27,12 @@ from typing import Any, Final
 
 import structlog
 
+from hatchvm.base import tasks
+from hatchvm.base.errors import Conflict
 from hatchvm.domain.lifecycle import TARGET, State
 from hatchvm.domain.snapshot import SnapshotStatus
 from hatchvm.domain.vm import VM
-from hatchvm.node import pair
+from hatchvm.node import changed, pair
 from hatchvm.testing.world import World
 
 _KILLED: Final = 9
@@ -58,7 +62,7 @@ async def story(folder: Path, n: int) -> None:
     """Everything a VM can go through. `told` in the folder holds what its user knows."""
     world = World(folder)
     doom = Doom(n)
-    _doom_markers(doom)
+    _doom_files(doom)
     await world.start()
     world.step.interfere = doom
     told = folder / "told"
@@ -74,6 +78,9 @@ async def story(folder: Path, n: int) -> None:
     await world.vms.snapshot(vm.id)
     await world.request(vm)
     tell(vm, life=world.memory(vm)["life"], requests=2)
+    await _disturbed(world, vm, "capture done")
+    await _disturbed(world, vm, "put")
+    tell(vm, life=world.memory(vm)["life"], requests=4)
     await world.vms.snapshot(vm.id)
     tell(vm, life=world.memory(vm)["life"])
     await world.vms.restore(vm.id, first.id)
@@ -96,7 +103,26 @@ async def story(folder: Path, n: int) -> None:
     await world.stop()
 
 
-def _doom_markers(doom: Doom) -> None:
+async def _disturbed(world: World, vm: VM, at: str) -> None:
+    """A suspend, and a request that comes at this step of it."""
+    doom = world.step.interfere
+    visitors: list[asyncio.Task[int]] = []
+
+    async def visit(step: str) -> None:
+        if step == at and not visitors:
+            visitors.append(tasks.spawn(world.request(vm), name="visitor"))
+            for _ in range(5):
+                await asyncio.sleep(0)
+        await doom(step)
+
+    world.step.interfere = visit
+    with contextlib.suppress(Conflict):
+        await world.vms.snapshot(vm.id)
+    await visitors[0]
+    world.step.interfere = doom
+
+
+def _doom_files(doom: Doom) -> None:
     """The steps between files: each is done whole, but the next may never come."""
 
     def doomed(work: Callable[..., Any]) -> Callable[..., Any]:
@@ -108,6 +134,8 @@ def _doom_markers(doom: Doom) -> None:
 
     for name in ("commit", "begin_wake", "spend", "put_back", "_write", "sync_dir"):
         setattr(pair, name, doomed(getattr(pair, name)))
+    for name in ("forget", "write"):
+        setattr(changed, name, doomed(getattr(changed, name)))
 
 
 async def aftermath(folder: Path) -> None:

@@ -20,6 +20,7 @@ from hatchvm.snapshots.engine import FILES, Facts, Files, SnapshotEngine
 from hatchvm.snapshots.layout import SnapshotKeys
 from hatchvm.snapshots.manifest import Manifest
 from hatchvm.snapshots.seal import Ring
+from hatchvm.snapshots.since import Since
 from hatchvm.testing.vmm import STAMP
 
 BLOCK: Final = 4096
@@ -93,6 +94,7 @@ class Sleeper:
         *,
         bases: Sequence[SnapshotKeys] = (),
         order: npt.NDArray[np.uint32] | None = None,
+        since: Since | None = None,
         engine: SnapshotEngine | None = None,
     ) -> Manifest:
         files = Files(
@@ -100,7 +102,9 @@ class Sleeper:
             state=self.files / "state",
             disk=self.files / FILES["disk"] if self.disk else None,
         )
-        facts = Facts(stamp=self.stamp, vm_config='{"name": "ö"}', created_at=CREATED_AT, bases=bases, order=order)
+        facts = Facts(
+            stamp=self.stamp, vm_config='{"name": "ö"}', created_at=CREATED_AT, bases=bases, order=order, since=since
+        )
         return await (engine or self.engine).write(self.keys(number), files, facts)
 
     async def restored(self, number: int = 1, *, engine: SnapshotEngine | None = None) -> dict[str, bytes]:

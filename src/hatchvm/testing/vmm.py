@@ -1,9 +1,9 @@
 """A VMM without virtual machines, whose mistakes show.
 
 Its processes are files in a folder of their own, so they outlive a daemon and a VM's folder, as QEMU's do. Its guest is
-one number that grows whenever it runs, kept in the memory file, in the disk and (at a capture) in the device state. A
-real guest resumed from state that does not fit its memory or disk is silently corrupted; this one writes the
-mistake down in `violations`.
+one number that grows whenever it runs, kept in the memory file, in the disk and (at a capture) in the device state; now
+and then it is also written to a page far away, and the first page knows what must be there. A real guest resumed from
+state that does not fit its memory or disk is silently corrupted; this one writes the mistake down in `violations`.
 """
 
 from __future__ import annotations
@@ -19,13 +19,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
+
 from hatchvm.base import tasks
 from hatchvm.base.errors import Corrupt, Unavailable, Unsupported, Upstream, UpstreamTimeout
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.units import MIB
 from hatchvm.domain.image import DiskFormat
 from hatchvm.domain.snapshot import Stamp
-from hatchvm.ports.vmm import Exit, LaunchPlan, PutRight
+from hatchvm.ports.vmm import Exit, LaunchPlan, Pages, PutRight
 
 #: Called before each step of a driver or handle (`pause`) and after it (`pause done`); may raise or wait.
 Hook = Callable[[str], Awaitable[None]]
@@ -56,27 +58,37 @@ async def no_hook(step: str) -> None:
 
 
 def read_guest(file: Path) -> dict[str, Any]:
-    """What the guest keeps there: `life` (of this boot; not on disk), `ticks`, `requests` answered."""
+    """What the guest keeps there: `life` (of this boot; not on disk), `ticks`, `requests` answered; `far`: page of the
+    memory -> the number in it.
+    """
     with file.open("rb") as source:
         content: dict[str, Any] = json.loads(source.read(_BLOCK).rstrip(b"\0"))
     return content
 
 
-def _write_guest(file: Path, content: dict[str, Any]) -> None:
+def _write_guest(file: Path, content: dict[str, Any], page: int = 0) -> None:
     """In place, as a guest does it: an earlier state of the file is gone."""
     fd = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.pwrite(fd, json.dumps(content).encode().ljust(_BLOCK, b"\0"), 0)
+        os.pwrite(fd, _page(content), page * _BLOCK)
     finally:
         os.close(fd)
 
 
+def _page(content: dict[str, Any]) -> bytes:
+    return json.dumps(content).encode().ljust(_BLOCK, b"\0")
+
+
 @dataclass
 class Machines:
-    """The host's side: which processes live, in files. `ports`: guest port -> OPEN or SILENT; others are closed."""
+    """The host's side: which processes live, in files. `ports`: guest port -> OPEN or SILENT; others are closed.
+
+    `tells`: whether a capture tells which pages were written.
+    """
 
     folder: Path
     ports: dict[int, str] = field(default_factory=lambda: {80: OPEN})
+    tells: bool = True
     ends: dict[int, asyncio.Future[Exit]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -151,8 +163,11 @@ class FakeHandle:
     async def resume(self) -> None:
         await self._step("resume", lambda: self._run(True))
 
-    async def capture(self) -> None:
-        await self._step("capture", self._save)
+    async def capture(self) -> Pages | None:
+        await self._hook("capture")
+        written = self._save()
+        await self._hook("capture done")
+        return np.array(written, np.uint32) if self._machines.tells else None
 
     async def running(self) -> bool:
         await self._hook("running")
@@ -212,14 +227,33 @@ class FakeHandle:
         memory, disk = self._files()
         if loaded is not None and (loaded["memory"], loaded["disk"]) != (memory, disk):
             self._machines.violated(f"{self._plan.vm_id} resumed with state {loaded}, memory {memory}, disk {disk}")
-        self._tick()
         self._machines.write(self.pid, process | {"running": running})
+        self._tick()
 
     def _tick(self) -> None:
+        """Every third time a far page is written, too; never the one of the last time."""
         memory, disk = self._files()
-        _write_guest(self._memory, memory | {"ticks": memory["ticks"] + 1})
+        self._look_far(memory["far"])
+        memory["ticks"] += 1
+        if memory["ticks"] % 3 == 0:
+            page = (self._plan.mem_mib * MIB // _BLOCK - 1) // (1 + memory["ticks"] % 4)
+            memory["far"][str(page)] = memory["ticks"]
+            self._write(page, {"ticks": memory["ticks"]})
+        self._write(0, memory)
         if disk is not None:
             _write_guest(self._disk, disk | {"ticks": disk["ticks"] + 1})
+
+    def _look_far(self, far: dict[str, int]) -> None:
+        with self._memory.open("rb") as file:
+            for page, ticks in far.items():
+                if os.pread(file.fileno(), _BLOCK, int(page) * _BLOCK) != _page({"ticks": ticks}):
+                    self._machines.violated(f"{self._plan.vm_id} has lost what it wrote to page {page} at {ticks}")
+
+    def _write(self, page: int, content: dict[str, Any]) -> None:
+        """To the memory; the process keeps count."""
+        _write_guest(self._memory, content, page)
+        process = self._machines.read(self.pid)
+        self._machines.write(self.pid, process | {"written": sorted({page, *process["written"]})})
 
     @property
     def _memory(self) -> Path:
@@ -232,9 +266,14 @@ class FakeHandle:
     def _files(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         return read_guest(self._memory), read_guest(self._disk) if self._disk.exists() else None
 
-    def _save(self) -> None:
+    def _save(self) -> list[int]:
+        """The pages that were written since the last one."""
         memory, disk = self._files()
         self._plan.paths.state.write_text(json.dumps({"memory": memory, "disk": disk}))
+        process = self._machines.read(self.pid)
+        self._machines.write(self.pid, process | {"written": []})
+        written: list[int] = process["written"]
+        return written
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """One request: the guest answers how many it has answered, which only its memory knows."""
@@ -244,7 +283,7 @@ class FakeHandle:
                 return
             memory = read_guest(self._memory)
             memory["requests"] += 1
-            _write_guest(self._memory, memory)
+            self._write(0, memory)
             writer.write(b"HTTP/1.0 200 OK\r\n\r\n%d" % memory["requests"])
 
 
@@ -285,9 +324,9 @@ class FakeDriver:
         if plan.boot.rootfs is not None and not plan.paths.disk.exists():
             raise Unsupported("the VMM did not start: no disk")
         plan.paths.memory.unlink(missing_ok=True)
-        _write_guest(plan.paths.memory, {"life": secrets.token_hex(4), "ticks": 0, "requests": 0})
+        _write_guest(plan.paths.memory, {"life": secrets.token_hex(4), "ticks": 0, "requests": 0, "far": {}})
         os.truncate(plan.paths.memory, plan.mem_mib * MIB)
-        return await self._start("launch", plan, {"running": True})
+        return await self._start("launch", plan, {"running": True, "written": [0]})
 
     async def restore(self, plan: LaunchPlan) -> FakeHandle:
         try:
@@ -298,7 +337,7 @@ class FakeDriver:
             raise Corrupt("a part of the saved VM is missing") from error
         except ValueError as error:
             raise Corrupt("the saved device state could not be loaded") from error
-        return await self._start("restore", plan, {"loaded": loaded})
+        return await self._start("restore", plan, {"loaded": loaded, "written": []})
 
     async def adopt(self, plan: LaunchPlan) -> FakeHandle | None:
         await self._hook("adopt")

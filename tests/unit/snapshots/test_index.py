@@ -95,6 +95,25 @@ def test_what_is_used_is_all_that_is_kept(content: list[list[list[bytes]]], want
         assert old["offset"] == new["offset"]
 
 
+@settings(deadline=None)
+@given(
+    content=packs, lie=st.none() | st.sampled_from(["offset", "length", "blocks", "codec", "digest"]), data=st.data()
+)
+def test_a_frame_is_taken_for_another_only_if_all_of_it_is_the_same(
+    content: list[list[list[bytes]]], lie: str | None, data: st.DataObject
+) -> None:
+    index = Index(known(content), BLOCK)
+    theirs = [*reversed(index.packs), Pack("f" * 32, 1, OPEN)]  # a manifest has its packs in an order of its own
+    frames = np.concatenate([index.frames, index.frames[:1]])
+    frames["pack"] = [*(len(index.packs) - 1 - index.frames["pack"].astype(int)), *[len(index.packs)] * bool(content)]
+    expected = [*range(len(index.frames)), *[NONE] * bool(content)]
+    if lie and content:
+        which = data.draw(st.integers(0, len(frames) - 1))
+        frames[lie][which] = 77
+        expected[which] = NONE
+    assert index.numbers(theirs, frames).tolist() == expected
+
+
 def test_packs_of_another_block_size_are_left_out() -> None:
     index = Index(known([[[bytes(24)]]], BLOCK * 2), BLOCK)
     assert index.packs == []
