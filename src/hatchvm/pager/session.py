@@ -9,11 +9,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from hatchvm.base import sockets
 from hatchvm.base.errors import Exhausted, HatchError, Unavailable
 from hatchvm.base.files import NO_ROOM
 from hatchvm.base.paths import VMPaths
 from hatchvm.pager import mount
 from hatchvm.pager.fetch import THREADS, Fetcher, Numbers
+from hatchvm.pager.front import Front
 from hatchvm.pager.fuse import Server
 from hatchvm.pager.ledger import Ledger
 from hatchvm.pager.source import Source
@@ -45,18 +47,22 @@ class Session:
         self._fetcher = Fetcher(manifest.frames, source.read, Opener(manifest, ring).open, self._spread)
         self._ending = False
         self._disk: Volume | None = None
-        self._volumes = self._open(manifest)
+        self._front: Front | None = None
+        self._volumes = self._open(manifest, faults=work.faults)
         #: Set when there is nothing left to do: `end` was answered, or somebody else has unmounted it.
         self.ended = threading.Event()
         order, rest = self._plan(manifest)
         if work.mounted:
             self._serve()
         self._fetcher.begin(order, rest)
+        if self._front is not None:
+            self._front.begin()
         threading.Thread(target=self._keep_notes, name="notes", daemon=True).start()
 
     def status(self) -> dict[str, Any]:
         """Bytes still missing, and what went wrong for good, or goes wrong now."""
-        wrong = self._fetcher.failed or self._fetcher.trouble
+        lost = self._front.failed if self._front is not None else None
+        wrong = self._fetcher.failed or lost or self._fetcher.trouble
         missing = {name: volume.missing_bytes for name, volume in self._volumes.items()}
         return {"missing": missing, "wrong": describe(wrong) if wrong else None}
 
@@ -65,6 +71,10 @@ class Session:
         self._fetcher.finish()
         self.flush()
         return self.status()
+
+    def asked(self) -> dict[str, Any]:
+        """What the guest has waited for of its memory: stretches of `faults.AROUND_BYTES`, first ones first."""
+        return {"asked": self._front.asked() if self._front is not None else []}
 
     def flush(self) -> dict[str, Any]:
         """Make the disk durable, and the note of what is here of it."""
@@ -84,12 +94,16 @@ class Session:
         self._fetcher.close()
         return self.flush()
 
-    def _open(self, manifest: Manifest) -> dict[str, Volume]:
+    def _open(self, manifest: Manifest, *, faults: bool) -> dict[str, Volume]:
         paths, need, lane = self._paths, self._fetcher.need, self._lane
         volumes = {}
         for stream in manifest.streams:
             if stream.name == MEMORY and self._mounted:
-                volumes[paths.memory.name] = Volume(paths.memory, manifest, stream, need, ledger=None, lane=lane)
+                memory = Volume(paths.memory, manifest, stream, need, ledger=None, lane=lane)
+                volumes[paths.memory.name] = memory
+                if faults:
+                    listener = sockets.listen(paths.faults, backlog=1)
+                    self._front = Front(listener, memory, manifest.order.astype(np.int64))
             elif stream.name == DISK:
                 ledger = Ledger(paths, len(stream.slots))
                 self._disk = Volume(paths.partial, manifest, stream, need, ledger=ledger, lane=lane)
@@ -112,10 +126,14 @@ class Session:
         return order, np.flatnonzero(missing)
 
     def _spread(self, frame: int, plain: memoryview) -> bool:
-        return all(volume.spread(frame, plain) for volume in self._volumes.values())
+        whole = all(volume.spread(frame, plain) for volume in self._volumes.values())
+        if self._front is not None:
+            self._front.nudge()
+        return whole
 
     def _serve(self) -> None:
-        server = Server(mount.mount(self._paths.lazy), self._volumes)
+        files = {name: volume for name, volume in self._volumes.items() if not self._front or volume is self._disk}
+        server = Server(mount.mount(self._paths.lazy), files)
 
         def serve() -> None:
             server.run(_FUSE_THREADS)
