@@ -20,9 +20,9 @@ from hatchvm.base.errors import Corrupt
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.units import MIB
 from hatchvm.pager import mount
-from hatchvm.testing import faulty
-from hatchvm.testing.faulty import PAGE, Guest, guest
 from hatchvm.testing.lazy import BLOCK, Pager, Stored, paging, prepare, store
+from hatchvm.testing.pager import faulty
+from hatchvm.testing.pager.faulty import PAGE, Guest, guest
 
 TROUBLE: Final = mount.probe() or faulty.trouble()
 pytestmark = pytest.mark.skipif(TROUBLE is not None, reason=TROUBLE or "")
@@ -35,11 +35,11 @@ REGIONS: Final = [(0, 5 * MIB), (5 * MIB, 3 * MIB)]
 
 def content(blocks: int) -> bytes:
     """Zeros, repetitions and noise, in stretches and alone."""
-    kinds = [lambda: bytes(BLOCK), lambda: b"same" * (BLOCK // 4), lambda: _DICE.randbytes(BLOCK)]
     parts: list[bytes] = []
     while len(parts) < blocks:
-        kind = _DICE.choice(kinds)
-        parts += [kind() for _ in range(_DICE.choice([1, 1, 3, 40]))]
+        kind = _DICE.randrange(3)
+        length = _DICE.choice([1, 1, 3, 40])
+        parts += [[bytes(BLOCK), b"same" * (BLOCK // 4), _DICE.randbytes(BLOCK)][kind] for _ in range(length)]
     return b"".join(parts[:blocks])
 
 

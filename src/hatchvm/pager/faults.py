@@ -1,8 +1,8 @@
 """The loop that answers a guest's page faults.
 
-One thread reads the kernel's messages and installs pages: those somebody waits for first; then those the last wake needed,
-as they come; then, once everything is on this host, all the rest. What it installs comes from the memory's file, where
-only blocks that were verified count as present.
+One thread reads the kernel's messages and installs pages: those somebody waits for first; then those the last wake
+needed, as they come; then, once everything is on this host, all the rest. What it installs comes from the memory's
+file, where only blocks that were verified count as present.
 """
 
 from __future__ import annotations

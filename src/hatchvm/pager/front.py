@@ -1,11 +1,12 @@
-"""A guest's memory served by page faults: for VMMs that take a userfaultfd, not a file. Beside FUSE, over the same volume.
+"""A guest's memory served by page faults, for VMMs that take a userfaultfd: beside FUSE, over the same volume.
 
-The VMM connects once, and sends how it has mapped the memory together with its userfaultfd; `faults` does the rest. A page
-that cannot be had ends the VMM: a guest cannot be told, and must neither wait for ever nor run on with something else.
+The VMM connects once, and sends how it has mapped the memory together with its userfaultfd; `faults` does the rest. A
+page that cannot be had ends the VMM: a guest cannot be told, and must neither wait for ever nor run on with something
+else.
 
-The socket is the pager's user's, mode 0600, in a folder that only he can enter. A jailed VMM may connect because the socket is
-given to its user, as the VM's other files are: nobody but this VM's VMM can. And whatever a taken-over one sends, it only
-gets to see the memory that is its guest's own, and can only have itself ended.
+The socket is the pager's user's, mode 0600, in a folder that only he can enter. A jailed VMM may connect because the
+socket is given to its user, as the VM's other files are: nobody but this VM's VMM can. And whatever a taken-over one
+sends, it only gets to see the memory that is its guest's own, and can only have itself ended.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Pages of a guest's memory, put into the process that waits for them.
 
-What is known of a page here (installed, given back) only saves work and keeps a page that the guest gave back from coming
-again: the kernel itself refuses to replace a page that is there. One thread calls all of this, and reads the events
-too, so a page that is given back is known to be before anything else is installed.
+What is known of a page here (installed, given back) only saves work and keeps a page that the guest gave back from
+coming again: the kernel itself refuses to replace a page that is there. One thread calls all of this, and reads the
+events too, so a page that is given back is known to be before anything else is installed.
 """
 
 from __future__ import annotations

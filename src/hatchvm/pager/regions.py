@@ -1,7 +1,7 @@
 """How a VMM has mapped its guest's memory, as it says in the message that comes with its userfaultfd.
 
-A JSON array of `{"base_host_virt_addr", "size", "offset", "page_size"}`, all in bytes; `offset` is the place in the memory
-file, where regions follow each other without the holes between their addresses. Source: Firecracker's snapshot
+A JSON array of `{"base_host_virt_addr", "size", "offset", "page_size"}`, all in bytes; `offset` is the place in the
+memory file, where regions follow each other without the holes between their addresses. Source: Firecracker's snapshot
 documentation. Whoever says it may have been taken over by its guest: nothing in it is believed.
 """
 

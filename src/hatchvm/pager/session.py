@@ -47,8 +47,8 @@ class Session:
         self._fetcher = Fetcher(manifest.frames, source.read, Opener(manifest, ring).open, self._spread)
         self._ending = False
         self._disk: Volume | None = None
-        self._front: Front | None = None
-        self._volumes = self._open(manifest, faults=work.faults)
+        self._volumes = self._open(manifest)
+        self._front = self._open_front(manifest) if work.faults else None
         #: Set when there is nothing left to do: `end` was answered, or somebody else has unmounted it.
         self.ended = threading.Event()
         order, rest = self._plan(manifest)
@@ -94,21 +94,21 @@ class Session:
         self._fetcher.close()
         return self.flush()
 
-    def _open(self, manifest: Manifest, *, faults: bool) -> dict[str, Volume]:
+    def _open(self, manifest: Manifest) -> dict[str, Volume]:
         paths, need, lane = self._paths, self._fetcher.need, self._lane
         volumes = {}
         for stream in manifest.streams:
             if stream.name == MEMORY and self._mounted:
-                memory = Volume(paths.memory, manifest, stream, need, ledger=None, lane=lane)
-                volumes[paths.memory.name] = memory
-                if faults:
-                    listener = sockets.listen(paths.faults, backlog=1)
-                    self._front = Front(listener, memory, manifest.order.astype(np.int64))
+                volumes[paths.memory.name] = Volume(paths.memory, manifest, stream, need, ledger=None, lane=lane)
             elif stream.name == DISK:
                 ledger = Ledger(paths, len(stream.slots))
                 self._disk = Volume(paths.partial, manifest, stream, need, ledger=ledger, lane=lane)
                 volumes[paths.disk.name] = self._disk
         return volumes
+
+    def _open_front(self, manifest: Manifest) -> Front:
+        memory = self._volumes[self._paths.memory.name]
+        return Front(sockets.listen(self._paths.faults, backlog=1), memory, manifest.order.astype(np.int64))
 
     def _plan(self, manifest: Manifest) -> tuple[Numbers, Numbers]:
         """Frames: those the last wake needed, in order; the others that hold something missing, as they lie."""

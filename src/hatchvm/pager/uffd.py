@@ -11,6 +11,7 @@ import os
 import struct
 from collections.abc import Iterator
 from enum import Enum, auto
+from pathlib import Path
 from typing import Final, NamedTuple
 
 PAGEFAULT: Final = 0x12
@@ -43,7 +44,7 @@ class Outcome(Enum):
 
 def is_one(fd: int) -> bool:
     """Whether a descriptor that somebody sent is a userfaultfd."""
-    return os.readlink(f"/proc/self/fd/{fd}") == _LINK
+    return str(Path(f"/proc/self/fd/{fd}").readlink()) == _LINK
 
 
 def events(fd: int) -> Iterator[Event]:

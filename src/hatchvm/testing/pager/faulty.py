@@ -1,8 +1,8 @@
 """A process with a guest's memory behind a userfaultfd, as a VMM makes it, that does what a test tells it.
 
-Run as a program it is that process. A line of JSON tells it how to map the memory, then each line is one thing to do; it answers
-with a length of 8 bytes and what it has read. Memory is read outside of the interpreter's lock, so that threads wait for
-different pages at once.
+Run as a program it is that process. A line of JSON tells it how to map the memory, then each line is one thing to do;
+it answers with a length of 8 bytes and what it has read. Memory is read outside of the interpreter's lock, so that
+threads wait for different pages at once.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ class Guest:
         self.child = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
         )
-        self._tell(
-            {"path": str(path), "regions": list(regions), "page": page_bytes, "message": message, "send": send}
-        )
+        self._tell({"path": str(path), "regions": list(regions), "page": page_bytes, "message": message, "send": send})
 
     def read(self, offset: int, length: int) -> bytes:
         return self._do({"read": [[[offset, length]]]})
