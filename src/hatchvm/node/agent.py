@@ -96,7 +96,10 @@ class LocalNode:
                 await self._end(vm.id)
                 raise
         self._keep(vm.id, woken.handle)
-        recording = touched.record(self._vm(vm.id), woken.handle.pid)
+        if pager is not None and self._host.driver.lazy_memory == "faults":
+            recording = touched.record_faults(self._vm(vm.id), pager)
+        else:
+            recording = touched.record_file(self._vm(vm.id), woken.handle.pid)
         self._recording[vm.id] = tasks.supervise(recording, name=f"record {vm.id}")
         return await wake.put_right(vm, woken)
 

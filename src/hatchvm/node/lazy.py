@@ -49,7 +49,10 @@ class Pager:
         await self._ask("finish")
 
     async def settle(self) -> None:
-        """`finish`, and let the files at their real place hold what the guest has written by now."""
+        """`finish`, and let the files at their real place hold what the guest has written by now.
+
+        Memory that is served by faults is no file: what the guest writes there is the VMM's to hand over.
+        """
         await self.finish()
         for name in (self._paths.memory.name, self._paths.disk.name):
             await self.hand_over(name)
@@ -57,6 +60,11 @@ class Pager:
     async def hand_over(self, name: str) -> None:
         """Let the kernel hand to the pager what the VMM wrote to this file. Takes as long as there is much of it."""
         await asyncio.to_thread(_sync, self._paths.lazy / name)
+
+    async def asked(self) -> list[int]:
+        """What the guest has waited for of memory that is served by faults: see `pager.faults.Faults.asked`."""
+        asked: list[int] = (await self._ask("asked"))["asked"]
+        return asked
 
     async def wrong(self) -> HatchError | None:
         """What went wrong with fetching, if anything did."""
@@ -89,6 +97,7 @@ class Pager:
     async def _gone(self) -> None:
         await self._process.wait()
         await asyncio.to_thread(mount.unmount, self._paths.lazy)
+        self._paths.faults.unlink(missing_ok=True)
         self._process.forget()
 
     async def _ask(self, do: str) -> dict[str, Any]:
@@ -135,9 +144,16 @@ class Pagers:
             self._spare = None
 
     async def start(
-        self, paths: VMPaths, source: SnapshotKeys, where: Mapping[str, str], manifest: bytes, *, mounted: bool
+        self,
+        paths: VMPaths,
+        source: SnapshotKeys,
+        where: Mapping[str, str],
+        manifest: bytes,
+        *,
+        mounted: bool,
+        faults: bool = False,
     ) -> Pager:
-        """A pager that serves (or, not `mounted`, only completes the disk). `where`: its packs.
+        """A pager that serves (or, not `mounted`, only completes the disk). `where`: its packs. `faults`: see `Work`.
 
         Raises what it says; nothing is left behind then.
         """
@@ -147,6 +163,7 @@ class Pagers:
             where=where,
             ring=tuple(self._ring.dump()),
             mounted=mounted,
+            faults=faults,
             manifest=manifest,
         )
         return await self._start(paths, work)
@@ -267,7 +284,7 @@ def _hand_over(child: subprocess.Popen[bytes], work: Work) -> None:
 def _sync(path: Path) -> None:
     try:
         sync_file(path)
-    except FileNotFoundError:  # a VM without a disk
+    except FileNotFoundError:  # a VM without a disk, memory that is served by faults
         return
     except OSError as error:
         raise Unavailable(

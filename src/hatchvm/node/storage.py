@@ -106,7 +106,10 @@ async def _begin(host: Host, vm: VM, manifest: Manifest, data: bytes) -> Pager:
     paths, engine = host.paths.vm(vm.id), host.snapshots()
     where = await engine.locate(manifest)
     await tasks.finish(asyncio.to_thread(_hollow, paths, manifest), name=f"hollow {vm.id}")
-    starting = tasks.spawn(host.pagers.start(paths, manifest.keys, where, data, mounted=True), name=f"pager {vm.id}")
+    faults = host.driver.lazy_memory == "faults"
+    starting = tasks.spawn(
+        host.pagers.start(paths, manifest.keys, where, data, mounted=True, faults=faults), name=f"pager {vm.id}"
+    )
     try:
         await _replace(
             host, vm, manifest, {layout.STATE}, lambda paths: changed.write(paths, host.boot_id, manifest.keys)

@@ -46,7 +46,13 @@ def _request(line: bytes) -> str:
 
 
 def _do(session: Session, request: str) -> dict[str, Any] | HatchError:
-    verbs = {"status": session.status, "flush": session.flush, "finish": session.finish, END: session.end}
+    verbs = {
+        "status": session.status,
+        "asked": session.asked,
+        "flush": session.flush,
+        "finish": session.finish,
+        END: session.end,
+    }
     if request not in verbs:
         return Internal("the pager does not know this request")
     try:

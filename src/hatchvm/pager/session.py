@@ -9,11 +9,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from hatchvm.base import sockets
 from hatchvm.base.errors import Exhausted, HatchError, Unavailable
 from hatchvm.base.files import NO_ROOM
 from hatchvm.base.paths import VMPaths
 from hatchvm.pager import mount
 from hatchvm.pager.fetch import THREADS, Fetcher, Numbers
+from hatchvm.pager.front import Front
 from hatchvm.pager.fuse import Server
 from hatchvm.pager.ledger import Ledger
 from hatchvm.pager.source import Source
@@ -46,17 +48,21 @@ class Session:
         self._ending = False
         self._disk: Volume | None = None
         self._volumes = self._open(manifest)
+        self._front = self._open_front(manifest) if work.faults else None
         #: Set when there is nothing left to do: `end` was answered, or somebody else has unmounted it.
         self.ended = threading.Event()
         order, rest = self._plan(manifest)
         if work.mounted:
             self._serve()
         self._fetcher.begin(order, rest)
+        if self._front is not None:
+            self._front.begin()
         threading.Thread(target=self._keep_notes, name="notes", daemon=True).start()
 
     def status(self) -> dict[str, Any]:
         """Bytes still missing, and what went wrong for good, or goes wrong now."""
-        wrong = self._fetcher.failed or self._fetcher.trouble
+        lost = self._front.failed if self._front is not None else None
+        wrong = self._fetcher.failed or lost or self._fetcher.trouble
         missing = {name: volume.missing_bytes for name, volume in self._volumes.items()}
         return {"missing": missing, "wrong": describe(wrong) if wrong else None}
 
@@ -65,6 +71,10 @@ class Session:
         self._fetcher.finish()
         self.flush()
         return self.status()
+
+    def asked(self) -> dict[str, Any]:
+        """What the guest has waited for of its memory: stretches of `faults.AROUND_BYTES`, first ones first."""
+        return {"asked": self._front.asked() if self._front is not None else []}
 
     def flush(self) -> dict[str, Any]:
         """Make the disk durable, and the note of what is here of it."""
@@ -96,6 +106,10 @@ class Session:
                 volumes[paths.disk.name] = self._disk
         return volumes
 
+    def _open_front(self, manifest: Manifest) -> Front:
+        memory = self._volumes[self._paths.memory.name]
+        return Front(sockets.listen(self._paths.faults, backlog=1), memory, manifest.order.astype(np.int64))
+
     def _plan(self, manifest: Manifest) -> tuple[Numbers, Numbers]:
         """Frames: those the last wake needed, in order; the others that hold something missing, as they lie."""
         missing = np.zeros(len(manifest.frames), np.bool_)
@@ -112,10 +126,14 @@ class Session:
         return order, np.flatnonzero(missing)
 
     def _spread(self, frame: int, plain: memoryview) -> bool:
-        return all(volume.spread(frame, plain) for volume in self._volumes.values())
+        whole = all(volume.spread(frame, plain) for volume in self._volumes.values())
+        if self._front is not None:
+            self._front.nudge()
+        return whole
 
     def _serve(self) -> None:
-        server = Server(mount.mount(self._paths.lazy), self._volumes)
+        files = {name: volume for name, volume in self._volumes.items() if not self._front or volume is self._disk}
+        server = Server(mount.mount(self._paths.lazy), files)
 
         def serve() -> None:
             server.run(_FUSE_THREADS)

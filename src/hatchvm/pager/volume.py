@@ -36,6 +36,7 @@ _MAX_RUN: Final = 256
 _SPREAD: Final = 1024
 
 Numbers = npt.NDArray[np.int64]
+Blocks = npt.NDArray[np.bool_]
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
@@ -69,6 +70,10 @@ class Volume:
         self._lock = threading.Lock()
 
     @property
+    def block_bytes(self) -> int:
+        return self._block_bytes
+
+    @property
     def missing_bytes(self) -> int:
         return self._missing * self._block_bytes
 
@@ -76,6 +81,33 @@ class Volume:
         """The frames that hold blocks still missing; some more than once."""
         frames: Numbers = self._frames[~self._present]
         return frames
+
+    def look(self, start: int, end: int, unit: int) -> tuple[Blocks, Blocks]:
+        """Of each `unit` bytes of [start, end): whether they are here; whether they are a snapshot's zeros.
+
+        The range and blocks are made of whole units, or the range and units of whole blocks.
+        """
+        size = self._block_bytes
+        first, last = start // size, -(-end // size)
+        here, zero = self._present[first:last], self._frames[first:last] < 0
+        if unit > size:
+            begins = np.arange(0, len(here), unit // size)
+            return np.logical_and.reduceat(here, begins), np.logical_and.reduceat(zero, begins)
+        units = slice(start % size // unit, (end - first * size) // unit)
+        return np.repeat(here, size // unit)[units], np.repeat(zero, size // unit)[units]
+
+    def has(self, blocks: Numbers) -> bool:
+        return bool(self._present[blocks].all())
+
+    def load(self, start: int, buffer: memoryview) -> None:
+        """Fill `buffer` with what lies at `start`, which is here. Raises OSError."""
+        if os.preadv(self._fd, (buffer,), start) != len(buffer):
+            raise OSError(errno.EIO, "the file was cut")
+
+    def bring(self, offset: int, length: int, then: Callable[[int], None]) -> None:
+        """Call `then` with 0 when this part of the file is here, or with an errno. From any thread."""
+        end = min(offset + length, self.size)
+        self._after(self._lacking(offset, end), offset, end, lambda: then(0), then)
 
     def read(self, offset: int, length: int, answer: Answer) -> None:
         end = offset + length

@@ -23,7 +23,8 @@ _KINDS = {kind.kind: kind for kind in (errors.Corrupt, errors.Unavailable, error
 class Work:
     """One VM to serve. `where`: pack id -> URL or absolute path. `ring`: keys of the snapshots' encryption, as hex.
 
-    `mounted`: serve memory and disk; else only complete the disk.
+    `mounted`: serve memory and disk; else only complete the disk. `faults`: the memory by page faults, to whoever
+    connects to `VMPaths.faults`; else as a file.
     """
 
     folder: Path
@@ -31,6 +32,7 @@ class Work:
     where: Mapping[str, str]
     ring: tuple[str, ...]
     mounted: bool
+    faults: bool
     manifest: bytes
 
     def send(self, pipe: BinaryIO) -> None:
@@ -40,6 +42,7 @@ class Work:
             "where": dict(self.where),
             "ring": self.ring,
             "mounted": self.mounted,
+            "faults": self.faults,
             "manifest": len(self.manifest),
         }
         pipe.write(json.dumps(head).encode() + b"\n")
@@ -59,6 +62,7 @@ class Work:
             where=head["where"],
             ring=tuple(head["ring"]),
             mounted=head["mounted"],
+            faults=head["faults"],
             manifest=pipe.read(head["manifest"]),
         )
 

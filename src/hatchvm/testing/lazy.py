@@ -40,13 +40,16 @@ class Stored:
     data: bytes
     where: dict[str, str]
 
-    def work(self, paths: VMPaths, *, mounted: bool = True, where: dict[str, str] | None = None) -> Work:
+    def work(
+        self, paths: VMPaths, *, mounted: bool = True, faults: bool = False, where: dict[str, str] | None = None
+    ) -> Work:
         return Work(
             folder=paths.root,
             source=KEYS,
             where=where or self.where,
             ring=(),
             mounted=mounted,
+            faults=faults,
             manifest=self.data,
         )
 

@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 import pytest
 
+from hatchvm.base.errors import Unavailable
 from hatchvm.base.paths import VMPaths
 from hatchvm.node import touched
 
@@ -50,10 +51,33 @@ async def test_what_was_touched_first_comes_first(
     monkeypatch.setattr(touched, "MOMENTS_S", (0.0, 0.0, 0.0))
     seen = [[9], [9, 3], [9, 3, 7]]
     monkeypatch.setattr(touched, "resident", lambda pid, files: np.array(sorted(seen.pop(0)), np.uint32))
-    await touched.record(paths, os.getpid())
+    await touched.record_file(paths, os.getpid())
     order = touched.read(paths)
     assert order is not None
     assert order.tolist() == [9, 3, 7]
+
+
+class Asked:
+    """A pager that says what was asked of it, and then ends."""
+
+    def __init__(self, *answers: list[int]) -> None:
+        self._answers = list(answers)
+
+    async def asked(self) -> list[int]:
+        if not self._answers:
+            raise Unavailable("it has ended")
+        return self._answers.pop(0)
+
+
+async def test_what_a_guest_waited_for_is_added_to_what_was_known(
+    paths: VMPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(touched, "MOMENTS_S", (0.0, 0.0, 0.0))
+    touched.write(paths, np.array([40, 33], np.uint32))
+    await touched.record_faults(paths, Asked([2], [2, 0]))  # type: ignore[arg-type]
+    order = touched.read(paths)
+    assert order is not None
+    assert order.tolist() == [40, 33, 32, *range(34, 40), *range(41, 48), *range(16)]
 
 
 def test_what_is_not_known_is_none_and_a_cut_file_loses_its_end(paths: VMPaths) -> None:
