@@ -387,6 +387,7 @@ async def test_a_later_driver_takes_the_process_back(rig: Rig, plan: LaunchPlan,
     adopted = await rig.driver().adopt(plan)
     assert adopted is not None
     assert adopted.pid == handle.pid
+    assert adopted.version == handle.version == (await rig.driver().stamp(plan)).vmm_version
     assert await adopted.running()
     assert await count(adopted) == 2
     await save(adopted)

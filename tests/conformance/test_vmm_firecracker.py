@@ -194,6 +194,7 @@ async def test_a_later_driver_takes_the_process_back(driver: FirecrackerDriver, 
     adopted = await later.adopt(plan)
     assert adopted is not None
     assert adopted.pid == handle.pid
+    assert adopted.version == handle.version == (await driver.stamp(plan)).vmm_version
     assert await counts_on(adopted, plan.paths, count) > count
     await adopted.quit()
     assert start_ticks(handle.pid) is None

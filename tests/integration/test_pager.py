@@ -169,7 +169,13 @@ def test_a_missing_pack_is_damage(paths: VMPaths, stored: Stored) -> None:
 def test_a_manifest_that_is_damaged_ends_it_before_it_serves(paths: VMPaths, stored: Stored) -> None:
     work = stored.work(paths)
     broken = type(work)(
-        folder=work.folder, source=KEYS, where=work.where, ring=(), mounted=True, manifest=work.manifest[:-1] + b"!"
+        folder=work.folder,
+        source=KEYS,
+        where=work.where,
+        ring=(),
+        mounted=True,
+        faults=False,
+        manifest=work.manifest[:-1] + b"!",
     )
     with pytest.raises(Corrupt):
         Pager(paths, broken)

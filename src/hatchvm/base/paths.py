@@ -112,11 +112,6 @@ class VMPaths:
         return self.root / "metrics"
 
     @property
-    def faults(self) -> Path:
-        """The socket over which a pager serves page faults of a guest's memory."""
-        return self.root / "faults.sock"
-
-    @property
     def qmp(self) -> Path:
         """QEMU's control socket."""
         return self.root / "qmp.sock"

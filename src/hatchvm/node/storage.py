@@ -101,6 +101,11 @@ async def fetch(host: Host, vm: VM, image: Image, source: Snapshot, *, lazily: b
     return None
 
 
+def made_by(manifest: Manifest) -> str:
+    """The driver whose format the snapshot's disk has."""
+    return manifest.stamp.vmm.lower()
+
+
 async def _begin(host: Host, vm: VM, manifest: Manifest, data: bytes) -> Pager:
     """Device state, empty files, and a pager that fills them. From here on the VM has no saved pair on this host."""
     paths, engine = host.paths.vm(vm.id), host.snapshots()
@@ -136,6 +141,7 @@ def _empty(paths: VMPaths, manifest: Manifest) -> None:
     changed.forget(paths)
     sync_dir(paths.root)  # the old marker must not come back beside memory that is not its own
     sizes = {stream.name: (stream.size, len(stream.slots)) for stream in manifest.streams}
+    paths.made_by.write_text(made_by(manifest))
     paths.memory.unlink(missing_ok=True)
     with paths.memory.open("xb") as memory:
         memory.truncate(sizes[layout.MEMORY][0])
@@ -153,6 +159,9 @@ async def fetch_disk(host: Host, vm: VM, image: Image, source: Snapshot) -> None
     The memory that belongs to that disk may fit no host: only the image under the disk must be the same.
     """
     manifest, _ = await host.snapshots().open(keys_of(source))
+    maker = made_by(manifest)
+    if maker != host.driver.name:
+        raise Unsupported(f"the snapshot's disk was made by {maker}; start Hatch with HATCH_VMM={maker} to restore it")
     if manifest.stamp.image_digest != image.digest:
         raise Unsupported("the snapshot's disk lies over another image than the VM has; restore it where it was made")
     if layout.DISK not in {stream.name for stream in manifest.streams}:
@@ -172,14 +181,14 @@ async def _replace(
     await asyncio.to_thread(shutil.rmtree, paths.incoming, ignore_errors=True)
     try:
         await host.snapshots().fetch(manifest, paths.incoming, only=only)
-        exchanged = tasks.spawn(asyncio.to_thread(_exchange, paths, mark), name=f"exchange {vm.id}")
+        exchanged = tasks.spawn(asyncio.to_thread(_exchange, paths, made_by(manifest), mark), name=f"exchange {vm.id}")
         await outlast([exchanged])
         exchanged.result()
     finally:
         await asyncio.to_thread(shutil.rmtree, paths.incoming, ignore_errors=True)
 
 
-def _exchange(paths: VMPaths, mark: Callable[[VMPaths], None]) -> None:
+def _exchange(paths: VMPaths, maker: str, mark: Callable[[VMPaths], None]) -> None:
     with local_errors(paths.root):
         pair.spend(paths)
         changed.forget(paths)
@@ -187,6 +196,7 @@ def _exchange(paths: VMPaths, mark: Callable[[VMPaths], None]) -> None:
             arrived = paths.incoming / target.name
             if arrived.exists():
                 arrived.replace(target)
+        paths.made_by.write_text(maker)
         if paths.disk.exists():
             ledger.remove(paths)
         mark(paths)

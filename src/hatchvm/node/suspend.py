@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -39,7 +40,7 @@ async def save(
     `pager`: who serves its files, if somebody does: they become whole while the guest still runs.
     """
     paths = host.paths.vm(vm.id)
-    stamp = await host.driver.stamp(plan(host, vm, image))
+    stamp = replace(await host.driver.stamp(plan(host, vm, image)), vmm_version=handle.version)
     if wanted() or (pager is not None and not await _settled(pager, wanted)):
         return None
     paused_at = time.monotonic()

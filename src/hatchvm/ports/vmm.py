@@ -101,6 +101,10 @@ class Handle(Protocol):
     def pid(self) -> int: ...
 
     @property
+    def version(self) -> str:
+        """What this process would write its state as, for a stamp: another version may be installed by now."""
+
+    @property
     def accepted(self) -> frozenset[int]:
         """Guest ports that have accepted a connection since the guest booted."""
 

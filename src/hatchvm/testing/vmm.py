@@ -154,6 +154,10 @@ class FakeHandle:
         self._accepted = set(plan.net.accepted if plan.net else ())
 
     @property
+    def version(self) -> str:
+        return STAMP.vmm_version
+
+    @property
     def accepted(self) -> frozenset[int]:
         return frozenset(self._accepted)
 

@@ -30,7 +30,7 @@ from hatchvm.vmm.firecracker.api import Api, Refused
 from hatchvm.vmm.firecracker.box import Box, Entry, Limits
 from hatchvm.vmm.firecracker.handle import Firecracker, last_words, leave
 from hatchvm.vmm.firecracker.requests import Devices, Request
-from hatchvm.vmm.firecracker.version import Installed, parse
+from hatchvm.vmm.firecracker.version import Installed, installed, parse
 from hatchvm.vmm.host import Kernels, cpu_of
 
 _OPENED_S: Final = 10.0
@@ -43,15 +43,15 @@ _WRITTEN: Final = re.compile(r".* \((v[\d.]+)\)")
 
 
 class FirecrackerDriver:
-    """A `Driver`. `installed`: Firecrackers of this host; the first one starts guests, all of them restore what they
-    can. `box`: what they see of the host."""
+    """A `Driver`. `here`: Firecrackers of this host; the first one starts guests, all of them restore what they can.
+    `box`: what they see of the host."""
 
     name = "firecracker"
     taps: Literal["fd", "name"] = "name"
     lazy_memory: Literal["file", "faults"] = "faults"
 
-    def __init__(self, installed: Sequence[Installed], box: Box, devices: Devices) -> None:
-        self._installed = installed
+    def __init__(self, here: Sequence[Installed], box: Box, devices: Devices) -> None:
+        self._installed = here
         self._box = box
         self._devices = devices
         self._kernels = Kernels()
@@ -129,7 +129,21 @@ class FirecrackerDriver:
         found = process.find(_marks(plan.paths))
         if found is None:
             return None
-        return Firecracker(found, plan.paths, self._box, Api(_marks(plan.paths).socket), self._devices, clock=False)
+        api = Api(_marks(plan.paths).socket)
+        try:
+            version = await self._running(found, api)
+        except BaseException:
+            await api.close()
+            raise
+        return Firecracker(found, plan.paths, self._box, api, self._devices, version=version, clock=False)
+
+    async def _running(self, process: Process, api: Api) -> str:
+        """What this process is. If no such version is installed any more, its program is asked, which it still has."""
+        said = (await api.send(requests.LOOK)).get("vmm_version")
+        here = next((each for each in self._installed if str(each.version) == said), None)
+        if here is None:
+            here = await asyncio.to_thread(installed, f"/proc/{process.pid}/exe")
+        return _wrote(here)
 
     async def kill_stray(self, paths: VMPaths) -> bool:
         found = process.find(_marks(paths))
@@ -161,7 +175,7 @@ class FirecrackerDriver:
             if isinstance(error, Unavailable):
                 raise Unsupported(f"the VMM did not start: {tail or error.message}", detail=error.detail) from error
             raise
-        return Firecracker(child, paths, self._box, api, self._devices, clock=clock)
+        return Firecracker(child, paths, self._box, api, self._devices, version=_wrote(binary), clock=clock)
 
     def _spawn(self, plan: LaunchPlan, binary: Installed, entries: Sequence[Entry]) -> Process:
         """In a network namespace of its own, whether or not there is a TAP in it. Raises Exhausted."""
@@ -207,8 +221,8 @@ class FirecrackerDriver:
         return next((each for each in able if _wrote(each) == written_by), next(iter(able), None))
 
 
-def _wrote(installed: Installed) -> str:
-    return f"{installed.version} (v{installed.snapshot_version})"
+def _wrote(here: Installed) -> str:
+    return f"{here.version} (v{here.snapshot_version})"
 
 
 def _files(plan: LaunchPlan) -> list[Entry]:

@@ -33,8 +33,11 @@ _ENDED_WELL: Final = "exit_code=0"
 class Firecracker:
     """A `Handle`. Knows whether its end was asked for, so that `wait` can tell a shutdown from a crash."""
 
-    def __init__(self, process: Process, paths: VMPaths, box: Box, api: Api, devices: Devices, *, clock: bool) -> None:
+    def __init__(
+        self, process: Process, paths: VMPaths, box: Box, api: Api, devices: Devices, *, version: str, clock: bool
+    ) -> None:
         """`clock`: the guest's clock was put right when it was loaded."""
+        self.version = version
         self._process = process
         self._paths = paths
         self._box = box

@@ -43,6 +43,10 @@ class QEMU:
         return self._process.pid
 
     @property
+    def version(self) -> str:
+        return self._qmp.version
+
+    @property
     def accepted(self) -> frozenset[int]:
         return self._reach.accepted if self._reach else frozenset()
 

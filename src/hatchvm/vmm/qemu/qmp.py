@@ -40,6 +40,8 @@ class QMP:
         self._waiting: list[asyncio.Future[Answer]] = []
         self._events: list[tuple[Callable[[Answer], bool], asyncio.Future[Answer]]] = []
         self.last_shutdown: Answer | None = None
+        #: Of the process at the other end, as `--version` tells it.
+        self.version = ""
         self._pump: asyncio.Task[None] | None = None
 
     @classmethod
@@ -56,6 +58,7 @@ class QMP:
                 greeting = await reader.readline()
                 if not greeting.startswith(b'{"QMP"'):
                     raise ConnectionError("no QMP greeting")
+                self.version = _version(json.loads(greeting))
                 self._pump = tasks.supervise(self._read(), name=f"qmp {path.parent.name}")
                 await self.run("qmp_capabilities")
         except BaseException as error:
@@ -142,6 +145,16 @@ class QMP:
             self._events.remove(entry)
             if not entry[1].done():
                 entry[1].set_result(message)
+
+
+def _version(greeting: Answer) -> str:
+    """As QEMU's own `--version` puts it: `7.2.22 (Debian 1:7.2+dfsg-7)`. Raises ValueError."""
+    try:
+        version = greeting["QMP"]["version"]
+        numbers = ".".join(str(version["qemu"][part]) for part in ("major", "minor", "micro"))
+        return f"{numbers} ({version['package']})" if version["package"] else numbers
+    except (KeyError, TypeError) as error:
+        raise ValueError("no version in QMP's greeting") from error
 
 
 def _encode(command: str, arguments: dict[str, Any]) -> bytes:
