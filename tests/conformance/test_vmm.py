@@ -303,6 +303,7 @@ async def handle(rig: Rig, plan: LaunchPlan) -> AsyncIterator[Handle]:
 @pytest.mark.feature("create")
 @pytest.mark.feature("disk-only boot")
 async def test_a_guest_whose_memory_is_forgotten_boots_from_its_disk(rig: Rig, plan: LaunchPlan) -> None:
+    write_seed(plan.paths.seed, instance_id="vm-2", hostname="guest", user_data=USER_DATA)  # it is told once again
     handle = await rig.driver().launch(plan)
     assert await handle.running()
     assert await count(handle, patience_s=90) == 1
