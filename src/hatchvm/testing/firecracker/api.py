@@ -105,7 +105,7 @@ _TYPES: Final = {"string": str, "boolean": bool, "integer": int, "array": list, 
 
 @cache
 def described(version: str) -> dict[str, Any]:
-    """The facts of that version; of the nearest older one, if it is not described. Raises ValueError for none."""
+    """The facts of that version. Raises ValueError if there are none."""
     if version not in VERSIONS:
         raise ValueError(f"no description of Firecracker {version}")
     text = (resources.files(__package__) / f"api-{version}.json").read_text()

@@ -1,4 +1,4 @@
-"""A Firecracker, real or played, that a test talks to by hand; and a kernel that either of them starts."""
+"""A Firecracker, real or played, that a test talks to by hand."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import contextlib
 import http.client
 import json
 import socket
-import struct
 import subprocess
 import time
 from collections.abc import Iterator
@@ -17,18 +16,6 @@ from hatchvm.base.sockets import short_name
 
 DEADLINE_S: Final = 30.0
 SOCKET: Final = "api.sock"
-_LOAD_AT, _COUNTER_AT = 0x1000000, 0x200000
-
-
-def kernel() -> bytes:
-    """A 64-bit ELF image that counts in memory, for ever: enough for pauses, snapshots and dirty pages."""
-    code = b"\x48\xc7\xc3" + struct.pack("<I", _COUNTER_AT)  # mov rbx, counter
-    code += b"\x48\xff\x03\xeb\xfb"  # again: inc qword [rbx]; jmp again
-    start = 64 + 56
-    ident = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    header = struct.pack("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, _LOAD_AT + start, 64, 0, 0, 64, 56, 1, 64, 0, 0)
-    size = start + len(code)
-    return header + struct.pack("<IIQQQQQQ", 1, 7, 0, _LOAD_AT, _LOAD_AT, size, size, 0x1000) + code
 
 
 class Talk:
@@ -83,11 +70,11 @@ def connect(path: Path) -> socket.socket:
 
 @contextlib.contextmanager
 def talk(binary: Path, folder: Path) -> Iterator[Talk]:
-    """Started in the network namespace of the calling thread; killed at the end. What it left of an earlier one goes."""
+    """Started in the network namespace of the calling thread; killed at the end. An earlier one's sockets go."""
     for left in (SOCKET, "vsock"):
         (folder / left).unlink(missing_ok=True)
     with (folder / "log").open("ab") as log:
-        command = [binary, "--api-sock", SOCKET, "--id", "talk"]
+        command = [str(binary), "--api-sock", SOCKET, "--id", "talk"]
         process = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     talking = Talk(folder, process)
     try:
