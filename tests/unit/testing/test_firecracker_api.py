@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
@@ -103,6 +107,50 @@ def test_a_later_version_knows_more() -> None:
     labels = {"metrics_path": "m", "properties": {"vm": "one"}}
     assert wrong("PUT", "/metrics", labels, version=NEW) == []
     assert wrong("PUT", "/metrics", labels | {"properties": {"vm": 1}}, version=NEW) == ["vm is not of type string"]
+
+
+def test_the_published_text_is_read_without_its_prose(tmp_path: Path) -> None:
+    text = tmp_path / "api.yaml"
+    text.write_text(PUBLISHED)
+    told = subprocess.run([sys.executable, SCRIPT, text], capture_output=True, text=True, check=True).stdout
+    assert json.loads(told) == {
+        "version": "9.0.0",
+        "calls": {
+            "GET /thing": {"body": None, "success": 200},
+            "PUT /thing": {"body": "Thing", "success": 204},
+        },
+        "types": {
+            "Thing": {
+                "type": "object",
+                "required": ["level"],
+                "properties": {
+                    "level": {"type": "string", "enum": ["Info", "Off"]},
+                    "parts": {"type": "array", "items": {"$ref": "Thing"}},
+                },
+            }
+        },
+    }
+
+
+SCRIPT: Final = Path(__file__).parents[3] / "scripts" / "firecracker-api"
+PUBLISHED: Final = """
+swagger: "2.0"
+info: {version: 9.0.0, description: prose}
+paths:
+  /thing:
+    get: {summary: prose, responses: {200: {description: prose}, default: {description: prose}}}
+    put:
+      parameters: [{in: body, name: body, required: true, schema: {$ref: "#/definitions/Thing"}}]
+      responses: {400: {description: prose}, 204: {description: prose}}
+definitions:
+  Thing:
+    type: object
+    description: prose
+    required: [level]
+    properties:
+      level: {type: string, enum: [Info, Off], default: Info, description: prose}
+      parts: {type: array, items: {$ref: "#/definitions/Thing"}}
+"""
 
 
 def test_a_version_that_is_not_described_is_no_guess() -> None:
