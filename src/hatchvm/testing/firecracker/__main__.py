@@ -80,6 +80,7 @@ async def _serve(api_sock: str, vm_id: str, version: str) -> int:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
         listener.bind(api_sock)
+        listener.listen()  # who sees the socket may connect at once
     except OSError as error:
         print(f"Error: RunWithApi({error})", file=sys.stderr)
         return _FAILED

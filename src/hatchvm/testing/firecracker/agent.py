@@ -10,6 +10,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 
+#: On which the agent listens, in every guest.
+PORT: Final = 1024
 _FIRST_PORT: Final = 1 << 30
 _LINE: Final = 1 << 16
 
@@ -27,11 +29,11 @@ def listen(path: str) -> socket.socket:
 
 
 class Vsock:
-    """`port`: that on which the guest's agent listens, None if it has none. A paused guest does not answer."""
+    """`has_agent`: one listens in the guest. A paused guest does not answer."""
 
-    def __init__(self, listener: socket.socket, port: int | None, running: asyncio.Event) -> None:
+    def __init__(self, listener: socket.socket, has_agent: bool, running: asyncio.Event) -> None:
         self._listener = listener
-        self._port = port
+        self._has_agent = has_agent
         self._running = running
         self._open: set[asyncio.StreamWriter] = set()
         self._next = _FIRST_PORT
@@ -60,7 +62,7 @@ class Vsock:
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         asked = await reader.readline()
         await self._running.wait()
-        if self._port is None or asked.split() != [b"CONNECT", str(self._port).encode()]:
+        if not self._has_agent or asked.split() != [b"CONNECT", str(PORT).encode()]:
             return
         writer.write(f"OK {self._next}\n".encode())
         self._next += 1

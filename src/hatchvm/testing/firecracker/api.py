@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from enum import Enum
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any, Final
 
 VERSIONS: Final = ("1.16.1", "1.17.0-dev")
@@ -105,10 +105,10 @@ _TYPES: Final = {"string": str, "boolean": bool, "integer": int, "array": list, 
 
 @cache
 def described(version: str) -> dict[str, Any]:
-    """The facts of that version; of the nearest older one, if it is not described. Raises ValueError for none."""
+    """The facts of that version. Raises ValueError if there are none."""
     if version not in VERSIONS:
         raise ValueError(f"no description of Firecracker {version}")
-    text = (resources.files(__package__) / f"api-{version}.json").read_text()
+    text = Path(__file__).with_name(f"api-{version}.json").read_text()
     facts: dict[str, Any] = json.loads(text)
     return facts
 

@@ -20,6 +20,10 @@ _HEADER: Final = 12
 _FRAME: Final = 1 << 16
 _NAME_MAX: Final = 15
 _CLONE_NEWNET: Final = 0x40000000
+_TELL: Final = b"""#!/bin/sh
+[ "$1" = bound ] && echo "ip=$ip/$mask gw=$router"
+exit 0
+"""
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
 
@@ -29,15 +33,54 @@ class Card:
     def __init__(self, tap: str) -> None:
         self._host = _open(tap)
         self._guest: int | None = None
+        self._space: int | None = None
 
-    def join(self, mac: str | None, address: str, gateway: str | None, port: int) -> socket.socket:
-        """Bring the guest's side up; a socket that listens there. Raises OSError without the right to."""
-        with _own_network():
+    def join(self, mac: str | None, port: int) -> socket.socket:
+        """Bring the guest's side up, without an address; a socket that listens there. Raises OSError without root."""
+        here = _namespace()
+        try:
+            _call(_libc.unshare(_CLONE_NEWNET))
+            self._space = _namespace()
+        finally:
+            _call(_libc.setns(here, _CLONE_NEWNET))
+            os.close(here)
+        with self._inside():
             self._guest = _open("eth0")
-            commands = ["link set lo up", *([f"link set eth0 address {mac}"] if mac else []), "link set eth0 up"]
-            commands += [f"addr add {address} dev eth0", *([f"route add default via {gateway}"] if gateway else [])]
-            subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
+            _ip(*([f"link set eth0 address {mac}"] if mac else []), "link set lo up", "link set eth0 up")
             return socket.create_server(("", port))
+
+    def address(self, address: str, gateway: str | None) -> None:
+        """`address`: with the length of its prefix."""
+        with self._inside():
+            _ip(f"addr add {address} dev eth0", *([f"route add default via {gateway}"] if gateway else []))
+
+    async def ask(self) -> dict[str, str]:
+        """What a DHCP server tells: `ip` as `address` takes it, `gw`. Empty if nobody answers."""
+        script = os.memfd_create("script", 0)
+        try:
+            os.write(script, _TELL)
+            os.fchmod(script, 0o700)
+            asking = self._start_asking(f"/proc/{os.getpid()}/fd/{script}")
+            told, _ = await asyncio.to_thread(asking.communicate)
+        finally:
+            os.close(script)
+        return dict(word.split("=", 1) for word in told.split() if not word.endswith("="))
+
+    def _start_asking(self, script: str) -> subprocess.Popen[str]:
+        command = f"setpriv --pdeathsig KILL busybox udhcpc -i eth0 -n -q -f -t 20 -T 1 -s {script}"
+        with self._inside():
+            return subprocess.Popen(command.split(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+
+    @contextlib.contextmanager
+    def _inside(self) -> Iterator[None]:
+        """What is opened or started inside is in the guest's network."""
+        here = _namespace()
+        try:
+            _call(_libc.setns(self._space, _CLONE_NEWNET))
+            yield
+        finally:
+            _call(_libc.setns(here, _CLONE_NEWNET))
+            os.close(here)
 
     def run(self) -> None:
         if self._guest is not None:
@@ -72,18 +115,13 @@ def _open(name: str) -> int:
     return tap
 
 
-@contextlib.contextmanager
-def _own_network() -> Iterator[None]:
-    """What is opened inside belongs to a new network namespace, which ends with it."""
-    here = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _call(_libc.unshare(_CLONE_NEWNET))
-        try:
-            yield
-        finally:
-            _call(_libc.setns(here, _CLONE_NEWNET))
-    finally:
-        os.close(here)
+def _namespace() -> int:
+    """The calling thread's network."""
+    return os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _ip(*commands: str) -> None:
+    subprocess.run(["ip", "-batch", "-"], input="\n".join(commands), text=True, check=True)
 
 
 def _call(result: int) -> None:

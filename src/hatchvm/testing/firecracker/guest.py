@@ -5,8 +5,8 @@ line told it. It moves on by a tick when it boots, when it is resumed, when it i
 writes a few pages all over its memory, so a missing one shows, and the first block of its disk. Resumed, it compares
 all of that with its device state; a real guest would be silently corrupted where this one writes down a violation.
 
-Words of a command line that mean something to it: `standin.ip=198.18.0.10/24`, `standin.gw=198.18.0.1`,
-`standin.agent=<vsock port of its guest agent>`, `standin.pages=<pages written with each tick>`.
+Words of a command line that mean something to it: `standin.ip=198.18.0.10/24` and `standin.gw=198.18.0.1` (without
+them it asks by DHCP), `standin.agent=no` (it has no guest agent), `standin.pages=<pages written with each tick>`.
 """
 
 from __future__ import annotations
@@ -49,6 +49,11 @@ class Guest:
     def told(self) -> dict[str, str]:
         told: dict[str, str] = self.record["told"]
         return told
+
+    def remember(self, **told: str) -> None:
+        """What it was told by others than its kernel's command line."""
+        self.told.update(told)
+        self.tick()
 
     def state(self) -> dict[str, Any]:
         """What its device state knows of memory and disk."""

@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from hatchvm.base import tasks
 from hatchvm.base.units import MIB
 from hatchvm.testing.firecracker import agent, snapshot
 from hatchvm.testing.firecracker.api import NOT_OF_A_BOOT, Phase
@@ -209,17 +210,30 @@ class Machine:
             self._console = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o644)
         begin()
         self._guest = guest
-        if self._cards and "ip" in guest.told:
-            name, card = next(iter(self._cards.items()))
-            mac = self._config["network-interfaces"][name].get("guest_mac")
-            listener = card.join(mac, guest.told["ip"], guest.told.get("gw"), PORT)
-            web = Web(guest.request, self._running)
-            self._servers.append(await asyncio.start_server(web.connected, sock=listener))
+        if self._cards:
+            await self._join(guest)
         if self._listener is not None:
-            port = guest.told.get("agent")
-            self._vsock = agent.Vsock(self._listener, int(port) if port else None, self._running)
+            self._vsock = agent.Vsock(self._listener, guest.told.get("agent") != "no", self._running)
             self._vsock.told = lambda command: self._record.add(agent=command)
             self._servers.append(await self._vsock.serve())
+
+    async def _join(self, guest: Guest) -> None:
+        """The first card: the guest serves there as soon as it has an address."""
+        name, card = next(iter(self._cards.items()))
+        mac = self._config["network-interfaces"][name].get("guest_mac")
+        web = Web(guest.request, self._running)
+        self._servers.append(await asyncio.start_server(web.connected, sock=card.join(mac, PORT)))
+        if "ip" in guest.told:
+            card.address(guest.told["ip"], guest.told.get("gw"))
+        else:
+            tasks.supervise(self._ask(guest, card), name="dhcp")
+
+    async def _ask(self, guest: Guest, card: Card) -> None:
+        told = await card.ask()
+        await self._running.wait()
+        if told:
+            guest.remember(**told)
+            card.address(told["ip"], told.get("gw"))
 
     def _run(self, phase: Phase) -> None:
         self.phase = phase

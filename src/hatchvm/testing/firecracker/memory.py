@@ -8,7 +8,6 @@ import fcntl
 import json
 import mmap
 import os
-import platform
 import socket
 import struct
 from collections.abc import Iterable
@@ -106,7 +105,7 @@ def _userfaultfd() -> int:
     if device.exists():
         with device.open("rb") as opened:
             return fcntl.ioctl(opened, _NEW, flags)
-    fd = int(_libc.syscall(_SYSCALL[platform.machine()], flags))
+    fd = int(_libc.syscall(_SYSCALL[os.uname().machine], flags))
     if fd < 0:
         raise OSError(ctypes.get_errno(), "userfaultfd")
     return fd

@@ -38,5 +38,10 @@ def violations(path: Path) -> list[str]:
     return found
 
 
+def agent_commands(path: Path) -> list[str]:
+    """What guests' agents were asked to do, in order."""
+    return [line["agent"] for line in _lines(path) if "agent" in line]
+
+
 def _lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
