@@ -18,7 +18,7 @@ import shutil
 import socket
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Literal, TypeVar
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Conflict, Unavailable, Unsupported
@@ -37,9 +37,10 @@ T = TypeVar("T")
 #: The first Linux whose bridge can hold a port to the guest's own hardware address.
 _LINUX: Final = (5, 18)
 _CAP_NET_ADMIN, _CAP_NET_RAW, _CAP_SYS_ADMIN = 12, 13, 21
-#: How long a TAP may still be held by a VMM that is on its way out.
+#: How long a TAP may still be held by a VMM that is on its way out, and a new one take to come up.
 _HELD_S: Final = 2.0
 _LOOK_S: Final = 0.01
+_HELD: Final = "is still held by its former VMM"
 
 
 class BridgeNetwork:
@@ -72,7 +73,7 @@ class BridgeNetwork:
 
     async def attach(self, seat: Seat) -> int | None:
         await self._expect(seat)
-        return await self._when_free(seat, lambda: self._tap(seat))
+        return await self._when(lambda: self._tap(seat), seat, instead=_HELD)
 
     async def nest(self, seat: Seat) -> Nest:
         await self._expect(seat)
@@ -132,19 +133,20 @@ class BridgeNetwork:
             async with self._turn:
                 await self._inside(self._serve)
 
-    async def _when_free(self, seat: Seat, take: Callable[[], Awaitable[T | None]]) -> T:
-        """What `take` gives, as soon as it gives something: while a former VMM has the guest's TAP, it does not."""
+    async def _when(self, take: Callable[[], Awaitable[T | None]], seat: Seat, *, instead: str) -> T:
+        """What `take` gives, as soon as it gives something. Raises Unavailable, saying what happens `instead`."""
         until = asyncio.get_running_loop().time() + _HELD_S
         while (taken := await take()) is None:
             if asyncio.get_running_loop().time() >= until:
-                raise Unavailable("the VM's network card is still held by its former VMM", detail=str(seat.tap_name))
+                raise Unavailable(f"the VM's network card {instead}", detail=str(seat.tap_name))
             await asyncio.sleep(_LOOK_S)
         return taken
 
     async def _welcome(self, seat: Seat, arrive: Arrive) -> None:
-        """Plug in the TAP that arrives."""
-        await self._when_free(seat, arrive)
+        """Plug in the TAP that arrives. A guest that slept may be dialled at once: its first packet must not be lost."""
+        await self._when(arrive, seat, instead=_HELD)
         await self._inside(self._connect, seat)
+        await self._when(lambda: self._inside(self._through, seat), seat, instead="does not come up; start it again")
 
     async def _tap(self, seat: Seat) -> int | None:
         """As `_plugged`; a cancellation leaves no descriptor behind."""
@@ -226,6 +228,10 @@ class BridgeNetwork:
         name = str(seat.tap_name)
         self.namespace.set(f"ipv6/conf/{name}/disable_ipv6", "1")
         links.plug(self.bridge.name, name, seat)
+
+    def _through(self, seat: Seat) -> Literal[True] | None:
+        """The bridge itself comes up after its first guest."""
+        return True if links.is_through(str(seat.tap_name)) and links.is_through(self.bridge.name) else None
 
     def _with(self, seat: Seat) -> None:
         self._dhcp.add(seat)

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 from pyroute2 import IPRoute, NetlinkError
 from pyroute2.netlink import NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NLMSG_ERROR, nlmsg
-from pyroute2.netlink.rtnl import RTM_NEWLINK, RTM_NEWNEIGH
+from pyroute2.netlink.rtnl import RTM_GETLINK, RTM_NEWLINK, RTM_NEWNEIGH
 from pyroute2.netlink.rtnl.ifinfmsg import ifinfmsg
 from pyroute2.netlink.rtnl.ndmsg import ndmsg
 
@@ -29,7 +29,7 @@ from hatchvm.ports.network import Seat
 
 _TUNSETIFF, _TUNSETPERSIST, _TUNSETOWNER = 0x400454CA, 0x400454CB, 0x400454CC
 _IFF_TAP, _IFF_NO_PI, _IFF_VNET_HDR = 0x0002, 0x1000, 0x4000
-_IFF_UP: Final = 1
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _AF_BRIDGE: Final = 7
 _NTF_MASTER: Final = 4
 #: NUD_NOARP and NUD_PERMANENT: how the bridge's forwarding table and the neighbour table call what never ages. In the
@@ -160,6 +160,21 @@ def plug(bridge: str, link: str, seat: Seat) -> None:
             _neighbour(master, seat),
         ]
     )
+
+
+def is_through(link: str) -> bool:
+    """True if frames pass through a device that is up: the kernel has noticed that there is something to pass them to.
+
+    It notices in its own time, which may be a second; since Linux 6.8 it does when it is asked, as here.
+    """
+    message = _encode(ifinfmsg(), RTM_GETLINK, [], index=socket.if_nametoindex(link))
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE) as netlink:
+        netlink.send(message)
+        told = netlink.recv(1 << 16)
+    for number in _answers(told):
+        raise OSError(number, os.strerror(number))
+    flags: int = struct.unpack_from("=I", told, 24)[0]  # after two headers, of 16 and 8 bytes
+    return bool(flags & _IFF_RUNNING)
 
 
 def put_neighbours(bridge: str, known: Collection[Seat]) -> None:
