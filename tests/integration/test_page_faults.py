@@ -21,6 +21,7 @@ from hatchvm.base.paths import VMPaths
 from hatchvm.base.units import MIB
 from hatchvm.pager import mount
 from hatchvm.pager.regions import HUGE_PAGE
+from hatchvm.snapshots.layout import MEMORY as MEMORY_FILE
 from hatchvm.testing.lazy import BLOCK, Pager, Stored, paging, prepare, store
 from hatchvm.testing.pager import faulty
 from hatchvm.testing.pager.faulty import PAGE, Guest, guest
@@ -46,11 +47,13 @@ def content(blocks: int) -> bytes:
 
 MEMORY: Final = content(SIZE // BLOCK)
 DISK: Final = _DICE.randbytes(3 * BLOCK)
+#: Not zeros: those are here from the start.
+ORDER: Final = [page for page in (5, 6, 700, 1000, 1001) if any(MEMORY[page * BLOCK : (page + 1) * BLOCK])]
 
 
 @pytest.fixture
 async def stored(tmp_path: Path) -> Stored:
-    return await store(tmp_path, memory=MEMORY, disk=DISK, order=[5, 1000, 6])
+    return await store(tmp_path, memory=MEMORY, disk=DISK, order=ORDER)
 
 
 @pytest.fixture
@@ -103,6 +106,16 @@ def gated(stored: Stored, tmp_path: Path, gate: threading.Event) -> Iterator[dic
             gate.set()
             server.shutdown()
             thread.join()
+
+
+def damage(stored: Stored, frames: set[int]) -> None:
+    for frame in frames:
+        row = stored.manifest.frames[frame]
+        place = Path(stored.where[stored.manifest.packs[int(row["pack"])].id])
+        place.chmod(0o600)
+        with place.open("r+b") as pack:
+            pack.seek(int(row["offset"]))
+            pack.write(bytes(int(row["length"])))
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -190,11 +203,18 @@ def test_what_a_guest_has_given_back_is_zeros_even_if_it_comes_later(
         )
 
 
-def test_what_the_last_wake_needed_is_installed_ahead_and_the_rest_when_it_is_here(
-    paths: VMPaths, stored: Stored
-) -> None:
+def test_what_the_last_wake_needed_is_installed_before_all_is_here(paths: VMPaths, stored: Stored) -> None:
+    memory = next(stream for stream in stored.manifest.streams if stream.name == MEMORY_FILE)
+    needed = {int(slot - 1) // stored.manifest.frame_slots for slot in memory.slots[ORDER]}
+    damage(stored, set(range(len(stored.manifest.frames))) - needed)
     with served(paths, stored) as (pager, vmm):
-        until(lambda: all(vmm.resident()[page] for page in (5, 1000, 6)))
+        until(lambda: all(vmm.resident()[page] for page in ORDER))
+        assert pager.ask("asked")["asked"] == []
+        assert [vmm.read(page * BLOCK, BLOCK) for page in ORDER] == [pages(page * BLOCK, BLOCK) for page in ORDER]
+
+
+def test_the_rest_is_installed_when_it_is_here(paths: VMPaths, stored: Stored) -> None:
+    with served(paths, stored) as (pager, vmm):
         pager.ask("finish")
         until(lambda: all(vmm.resident()))
         assert pager.ask("asked")["asked"] == []
@@ -202,10 +222,7 @@ def test_what_the_last_wake_needed_is_installed_ahead_and_the_rest_when_it_is_he
 
 
 def test_damage_ends_the_vmm_and_is_told(paths: VMPaths, stored: Stored) -> None:
-    for place in stored.where.values():
-        pack = Path(place)
-        pack.chmod(0o600)
-        pack.write_bytes(bytes(255 - byte for byte in pack.read_bytes()))
+    damage(stored, set(range(len(stored.manifest.frames))))
     with served(paths, stored) as (pager, vmm):
         with pytest.raises(EOFError):
             vmm.read(0, 5 * MIB)
