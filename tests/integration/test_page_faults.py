@@ -120,7 +120,7 @@ def damage(stored: Stored, frames: set[int]) -> None:
 
 def until(true: Callable[[], bool]) -> None:
     """Wait for what is only a matter of time."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 30
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.01)
