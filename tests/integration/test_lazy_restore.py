@@ -22,6 +22,7 @@ from hatchvm.node.agent import LocalNode
 from hatchvm.pager import ledger, mount
 from hatchvm.snapshots.engine import SnapshotEngine
 from hatchvm.snapshots.layout import SnapshotKeys
+from hatchvm.testing.pager import faulty
 from hatchvm.testing.vmm import no_hook, read_guest
 from hatchvm.testing.world import World
 
@@ -36,6 +37,15 @@ STEPS: Final = ["stamp", "pause", "pause done", "capture", "capture done", "quit
 async def world(tmp_path: Path) -> AsyncIterator[World]:
     async with World.running(tmp_path, lazy=True) as world:
         yield world
+
+
+@pytest.fixture
+def faulted(world: World) -> World:
+    """Its memory is served by page faults."""
+    if (trouble := faulty.trouble()) is not None:
+        pytest.skip(trouble)
+    world.driver.lazy_memory = "faults"
+    return world
 
 
 def forget(world: World, vm: VM) -> None:
@@ -234,3 +244,39 @@ async def test_damage_of_what_a_wake_needs_is_told(world: World) -> None:
         await world.request(vm)
     assert "damaged" in world.now(vm).state_reason
     assert not mount.is_mounted(world.paths.vm(vm.id).lazy)
+
+
+async def test_memory_by_faults_is_served_and_then_the_vm_sleeps_and_wakes_like_any_other(faulted: World) -> None:
+    vm = await faulted.asleep()
+    paths = faulted.paths.vm(vm.id)
+    for count in (1, 3):
+        forget(faulted, vm)
+        assert await faulted.request(vm) == count
+        assert not (paths.lazy / "memory").exists()
+        assert paths.faults.is_socket()
+        await faulted.vms.snapshot(vm.id)
+        assert lazy.find(paths) is None
+        assert not paths.faults.exists()
+        assert await faulted.request(vm) == count + 1
+        await faulted.vms.snapshot(vm.id)
+
+
+async def test_a_pager_that_dies_costs_the_run_of_a_vm_that_it_serves_by_faults(faulted: World) -> None:
+    vm = await lazily(faulted)
+    await crashed(faulted, vm)
+    assert "memory" in faulted.now(vm).state_reason
+    assert not faulted.machines.live()
+    await faulted.vms.start(vm.id)
+    assert faulted.disk(vm)["ticks"] > 0
+
+
+async def test_damage_of_a_page_that_a_wake_faults_in_is_told(faulted: World) -> None:
+    vm = await faulted.asleep()
+    forget(faulted, vm)
+    for pack in faulted.paths.objects.glob("packs/*/*"):
+        pack.chmod(0o600)
+        pack.write_bytes(bytes(pack.stat().st_size))
+    with pytest.raises(Unavailable):
+        await faulted.request(vm)
+    assert "damaged" in faulted.now(vm).state_reason
+    assert not faulted.machines.live()

@@ -157,11 +157,6 @@ class VMPaths:
         return self.root / "pager.sock"
 
     @property
-    def faults(self) -> Path:
-        """The pager's socket to which a VMM sends the userfaultfd of a guest's memory."""
-        return self.root / "uffd.sock"
-
-    @property
     def pager_log(self) -> Path:
         """What the pager wrote to stderr."""
         return self.root / "pager.log"

@@ -1,8 +1,8 @@
 """A guest's memory served by page faults, for VMMs that take a userfaultfd: beside FUSE, over the same volume.
 
-The VMM connects once, and sends how it has mapped the memory together with its userfaultfd; `faults` does the rest. A
+A VMM connects once, and sends how it has mapped the memory together with its userfaultfd; `faults` does the rest. A
 page that cannot be had ends the VMM: a guest cannot be told, and must neither wait for ever nor run on with something
-else.
+else. One is served after the other: the first may end before its guest has run, and another is tried.
 
 The socket is the pager's user's, mode 0600, in a folder that only he can enter. A jailed VMM may connect because the
 socket is given to its user, as the VM's other files are: nobody but this VM's VMM can. And whatever a taken-over one
@@ -37,14 +37,14 @@ _CREDENTIALS: Final = struct.Struct("3i")
 
 
 class Front:
-    """Serves `memory` to whoever connects to `listener` first. `order`: blocks, those that are needed first."""
+    """Serves `memory` to those who connect to `listener`. `order`: blocks, those that are needed first."""
 
     def __init__(self, listener: socket.socket, memory: Volume, order: Numbers) -> None:
         self._listener = listener
         self._memory = memory
         self._order = order
         self._faults: Faults | None = None
-        #: Why the VMM was ended.
+        #: Why a VMM was ended; there is none after it.
         self.failed: HatchError | None = None
 
     def begin(self) -> None:
@@ -61,22 +61,26 @@ class Front:
 
     def _serve(self) -> None:
         with self._listener:
-            connection, _ = self._listener.accept()
-        with connection, suppress(ProcessLookupError):
-            vmm = _peer(connection)
-            try:
-                connection.settimeout(_HANDSHAKE_S)
-                layout, fd = receive(connection, self._memory.size)
-                self._faults = Faults(fd, connection, layout, self._memory, self._order)
-                self._faults.run()
-            except GoneError:
-                return
-            except (HatchError, OSError) as error:
-                self.failed = _reason(error)
-                print(f"{self.failed}: {self.failed.detail}", file=sys.stderr, flush=True)
-                signal.pidfd_send_signal(vmm, signal.SIGKILL)
-            finally:
-                os.close(vmm)
+            while self.failed is None:
+                connection, _ = self._listener.accept()
+                with connection, suppress(ProcessLookupError):
+                    self._converse(connection)
+
+    def _converse(self, connection: socket.socket) -> None:
+        vmm = _peer(connection)
+        try:
+            connection.settimeout(_HANDSHAKE_S)
+            layout, fd = receive(connection, self._memory.size)
+            self._faults = Faults(fd, connection, layout, self._memory, self._order)
+            self._faults.run()
+        except GoneError:
+            return
+        except (HatchError, OSError) as error:
+            self.failed = _reason(error)
+            print(f"{self.failed}: {self.failed.detail}", file=sys.stderr, flush=True)
+            signal.pidfd_send_signal(vmm, signal.SIGKILL)
+        finally:
+            os.close(vmm)
 
 
 def receive(connection: socket.socket, size: int) -> tuple[Layout, int]:

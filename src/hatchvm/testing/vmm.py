@@ -28,6 +28,7 @@ from hatchvm.base.units import MIB
 from hatchvm.domain.image import DiskFormat
 from hatchvm.domain.snapshot import Stamp
 from hatchvm.ports.vmm import Exit, LaunchPlan, Pages, PutRight
+from hatchvm.testing.pager.faulty import guest
 
 #: Called before each step of a driver or handle (`pause`) and after it (`pause done`); may raise or wait.
 Hook = Callable[[str], Awaitable[None]]
@@ -141,6 +142,15 @@ class Machines:
         end = self.ends.get(pid)
         if end is not None and not end.done():
             end.set_result(how)
+
+
+def _fault(plan: LaunchPlan) -> None:
+    """Wait for the guest's page, as a VMM does whose memory is served by faults."""
+    with guest(plan.paths.faults, [(0, plan.mem_mib * MIB)]) as vmm:
+        try:
+            vmm.read(0, _BLOCK)
+        except EOFError as error:
+            raise Unavailable("the VMM ended while the guest's memory was loaded") from error
 
 
 class FakeHandle:
@@ -261,11 +271,11 @@ class FakeHandle:
 
     @property
     def _memory(self) -> Path:
-        return Path(self._machines.read(self.pid)["files"], self._plan.paths.memory.name)
+        return Path(self._machines.read(self.pid)["files"]["memory"])
 
     @property
     def _disk(self) -> Path:
-        return Path(self._machines.read(self.pid)["files"], self._plan.paths.disk.name)
+        return Path(self._machines.read(self.pid)["files"]["disk"])
 
     def _files(self) -> tuple[dict[str, Any], dict[str, Any] | None]:
         return read_guest(self._memory), read_guest(self._disk) if self._disk.exists() else None
@@ -296,6 +306,7 @@ class FakeDriver:
 
     name = "fake"
     taps: Literal["fd", "name"] = "fd"
+    #: With `faults` the first page comes through a real userfaultfd; then the file that the pager fills is the memory.
     lazy_memory: Literal["file", "faults"] = "file"
 
     def __init__(self, machines: Machines, hook: Hook = no_hook) -> None:
@@ -341,6 +352,8 @@ class FakeDriver:
             raise Corrupt("a part of the saved VM is missing") from error
         except ValueError as error:
             raise Corrupt("the saved device state could not be loaded") from error
+        if plan.lazy and self.lazy_memory == "faults":
+            await asyncio.to_thread(_fault, plan)
         return await self._start("restore", plan, {"loaded": loaded, "written": []})
 
     async def adopt(self, plan: LaunchPlan) -> FakeHandle | None:
@@ -363,8 +376,10 @@ class FakeDriver:
         """Nothing is left behind if the step fails after the process started."""
         await self._hook(step)
         pid = self._machines.start(plan.paths)
-        files = plan.paths.lazy if plan.lazy else plan.paths.root
-        self._machines.write(pid, self._machines.read(pid) | {"files": str(files)} | extra)
+        disk = plan.paths.lazy if plan.lazy else plan.paths.root
+        memory = plan.paths.root if self.lazy_memory == "faults" else disk
+        files = {"memory": str(memory / plan.paths.memory.name), "disk": str(disk / plan.paths.disk.name)}
+        self._machines.write(pid, self._machines.read(pid) | {"files": files} | extra)
         try:
             await self._hook(f"{step} done")
         except BaseException:

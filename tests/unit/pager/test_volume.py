@@ -305,3 +305,26 @@ def test_an_incomplete_disk_beside_a_whole_one_counts_for_nothing(tmp_path: Path
     ledger.create(paths, KEYS, BLOCK, 1)
     paths.disk.write_bytes(b"whole")
     assert ledger.source(paths) is None
+
+
+@settings(deadline=None)
+@given(SLOTS, st.sets(st.integers(0, FRAMES - 1)), st.sampled_from([1, 2, 4]), st.integers(0, 5), st.integers(1, 5))
+def test_what_is_here_is_told_in_larger_and_smaller_units(
+    slots: list[int], arrived: set[int], ratio: int, first: int, count: int
+) -> None:
+    with disk(slots) as made:
+        for frame in arrived:
+            made.arrive(frame, hold=False)
+        blocks = [(not slot or (slot - 1) // FRAME_SLOTS in arrived, not slot) for slot in slots]
+        small = BLOCK // ratio
+        end = min((first + count) * small, len(slots) * BLOCK)
+        if first * small < end:
+            here, zero = made.volume.look(first * small, end, small)
+            spots = range(first * small, end, small)
+            assert list(zip(here.tolist(), zero.tolist(), strict=True)) == [blocks[at // BLOCK] for at in spots]
+        large = BLOCK * ratio
+        begin, end = first * large, min((first + count) * large, len(slots) * BLOCK)
+        if begin < end:
+            here, _ = made.volume.look(begin, end, large)
+            spots = range(begin // BLOCK, -(-end // BLOCK), ratio)
+            assert here.tolist() == [all(known for known, _ in blocks[at : at + ratio]) for at in spots]
