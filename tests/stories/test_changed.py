@@ -64,6 +64,9 @@ async def test_of_a_guest_that_booted_nothing_is_known_before_its_first_upload(w
 
 async def test_an_upload_reads_what_changed(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     vm = await world.asleep()
+    for _ in range(4):
+        await world.request(vm)
+        await world.vms.snapshot(vm.id)
     await world.request(vm)
     read, real = [], Source.read_into
 
@@ -72,18 +75,23 @@ async def test_an_upload_reads_what_changed(world: World, monkeypatch: pytest.Mo
         real(source, buffer, offset)
 
     monkeypatch.setattr(Source, "read_into", read_into)
-    await world.vms.snapshot(vm.id)
-    assert {page for name, page in read if name == "memory"} == {0, 2047}
+    _, before = await stored(world, vm)
+    assert before is not None
+    assert {page for name, page in read if name == "memory"} == set(before[1]) < {0, 2047, 2730, 4095, 8191}
 
 
-async def disturbed(world: World, vm: VM, at: str) -> None:
-    """A suspend, and a request that comes at this step of it."""
+async def disturbed(world: World, vm: VM, at: str, nth: int = 1) -> None:
+    """A suspend, and a request that comes when it comes to this step for the nth time."""
     visitors: list[asyncio.Task[int]] = []
 
     async def visit(step: str) -> None:
-        if step == at and not visitors:
+        nonlocal nth
+        nth -= step == at
+        if not nth and not visitors:
             visitors.append(tasks.spawn(world.request(vm), name="visitor"))
             for _ in range(5):
+                await asyncio.sleep(0)
+            while world.owner(vm).upload is not None:  # until it is stopped
                 await asyncio.sleep(0)
 
     world.step.interfere = visit
@@ -111,7 +119,7 @@ async def test_a_guest_that_is_wanted_back_keeps_what_it_had_changed(world: Worl
 async def test_an_upload_that_ended_although_it_was_stopped(world: World) -> None:
     vm = await world.asleep()
     await world.request(vm)
-    await disturbed(world, vm, "put done")
+    await disturbed(world, vm, "put done", 2)  # the manifest's
     base = (await world.snapshots(vm))[0]
     assert known(world, vm) == (base.id, [])
     second, before = await stored(world, vm)
@@ -170,6 +178,26 @@ async def test_an_older_snapshot_is_what_its_memory_has(world: World) -> None:
     again, before = await stored(world, vm)
     assert before is not None
     assert before[0] == first.id
+    await comes_back(world, vm, again)
+
+
+async def test_on_a_full_disk_nothing_is_known_rather_than_something_old(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vm = await world.vm()
+    first, _ = await stored(world, vm)
+    await world.request(vm)
+    await stored(world, vm)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(changed, "write_atomic", full)
+        await world.vms.restore(vm.id, first.id)
+    assert known(world, vm) is None
+    again, before = await stored(world, vm)
+    assert before is None
     await comes_back(world, vm, again)
 
 

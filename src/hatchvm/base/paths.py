@@ -112,6 +112,11 @@ class VMPaths:
         return self.root / "metrics"
 
     @property
+    def faults(self) -> Path:
+        """Where a pager awaits a VMM that faults its memory in."""
+        return self.root / "faults.sock"
+
+    @property
     def qmp(self) -> Path:
         """QEMU's control socket."""
         return self.root / "qmp.sock"
