@@ -22,10 +22,10 @@ def check() -> None:
     """Raises Unsupported if nothing need be tried."""
     if not _KVM.exists():
         raise Unsupported(
-            "Firecracker needs KVM, and there is no /dev/kvm: use a host that has it, or a VM with nested virtualisation"
+            "Firecracker needs KVM, and there is no /dev/kvm; use a host, or a VM with nested virtualisation, with one"
         )
     if not os.access(_KVM, os.R_OK | os.W_OK):
-        raise Unsupported("Firecracker needs KVM, and /dev/kvm is not yours: usermod -aG kvm $USER, then log in again")
+        raise Unsupported("Firecracker needs KVM, and /dev/kvm is not yours; usermod -aG kvm $USER, then log in again")
 
 
 async def works(installed: Installed, kernel: Path, memory: Path) -> bool:
