@@ -9,6 +9,7 @@ import pytest
 
 from hatchvm.server.config import load
 from hatchvm.server.daemon import _say_what_is_missing
+from hatchvm.server.vmm import qemu
 from hatchvm.server.wiring import build
 from hatchvm.testing.s3.places import BUCKET
 from hatchvm.testing.s3.server import S3Server
@@ -30,7 +31,7 @@ async def said_at_start(server: S3Server, folder: Path, monkeypatch: pytest.Monk
     for name, value in (variables | other).items():
         monkeypatch.setenv(name, value)
     lines: list[str] = []
-    built = build(load())
+    built = build(load(), qemu(load()))
     try:
         await built.store.open()
         await _say_what_is_missing(built, lines.append)

@@ -10,6 +10,7 @@ import pytest
 from hatchvm.base.errors import Exhausted
 from hatchvm.server import first_start
 from hatchvm.server.config import load
+from hatchvm.server.vmm import qemu
 from hatchvm.server.wiring import Built, build
 
 
@@ -17,7 +18,7 @@ from hatchvm.server.wiring import Built, build
 async def built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Built]:
     monkeypatch.setenv("HATCH_DATA_DIR", str(tmp_path / "data"))
     monkeypatch.setenv("HATCH_CACHE_DIR", str(tmp_path / "cache"))
-    parts = build(load())
+    parts = build(load(), qemu(load()))
     await parts.store.open()
     yield parts
     await parts.store.close()

@@ -51,7 +51,7 @@ def format_duration(seconds: float) -> str:
 
 
 _SIZES: Final = {"": 1, "B": 1, "KiB": 1024, "MiB": MIB, "GiB": 1024 * MIB, "TiB": 1024 * 1024 * MIB}
-_SIZE: Final = re.compile(r"([0-9]{1,15}(?:\.[0-9]{1,6})?) ?([KMGT]iB|B|)")
+_SIZE: Final = re.compile(r"([0-9]{1,16}(?:\.[0-9]{1,6})?) ?([KMGT]iB|B|)")
 
 
 def parse_bytes(text: str) -> int:

@@ -66,6 +66,6 @@ def doctor(*, session: InSession) -> int:
         for finding in findings:
             print(f" {_MARK[finding.verdict]} {finding.subject:<{width}}  {finding.found}")
             if finding.mend:
-                print(f"   {'':<{width}}  → {finding.mend}")
+                print(f"   {'':<{width}}  → " + finding.mend.replace("\n", f"\n   {'':<{width}}    "))
     failed = any(finding.verdict == "fail" for finding in findings)
     return EXIT_CODE[Kind.UNSUPPORTED] if failed else 0

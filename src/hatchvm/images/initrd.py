@@ -20,11 +20,11 @@ _SEED_MODULES: Final = ("cdrom", "isofs")
 def write(target: Path, *, busybox: bytes, modules: Path) -> None:
     """Write the initrd `target`. `busybox` is statically linked; `modules` is a kernel's folder of modules."""
     tree = Tree()
-    for folder in ("dev", "root"):
+    for folder in ("dev", "proc", "root"):
         tree.folder(folder)
     tree.device("dev/console", 0o600, 5, 1)
     tree.program("bin/busybox", busybox)
-    for applet in ("mount", "insmod", "switch_root", "poweroff"):
+    for applet in ("mount", "insmod", "switch_root", "poweroff", "reboot"):
         tree.link(f"bin/{applet}", "busybox")
     tree.program("init", resources.files("hatchvm.images").joinpath("guest", "initrd.sh").read_bytes())
     order = Modules(modules).load_order((*_ROOT_MODULES, *_SEED_MODULES))

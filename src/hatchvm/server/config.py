@@ -146,9 +146,7 @@ def _uids(value: object) -> range:
     """`first-last`, both included."""
     first, _, last = str(value).partition("-")
     if not (_is_number(first) and _is_number(last)) or not _ORDINARY <= int(first) <= int(last) < _NO_UID:
-        raise ValueError(
-            f"{value!r} is not a range of users above {_ORDINARY - 1}; write it like 1900000000-1900099999"
-        )
+        raise ValueError(f"{value!r} is not a range of users from {_ORDINARY} on; write it like 1900000000-1900099999")
     return range(int(first), int(last) + 1)
 
 

@@ -16,7 +16,7 @@ from hatchvm.control.reconcile import reconcile
 from hatchvm.control.vms import upload
 from hatchvm.domain.addressing import check_bridge
 from hatchvm.domain.lifecycle import State
-from hatchvm.server import doors, first_start
+from hatchvm.server import doors, first_start, vmm
 from hatchvm.server.config import Config
 from hatchvm.server.ssh_keys import ensure_ssh_keys
 from hatchvm.server.wiring import Built, build
@@ -48,7 +48,9 @@ async def serve(config: Config, *, say: Say) -> None:
 async def running(config: Config, *, say: Say) -> AsyncIterator[asyncio.Task[None]]:
     """The whole daemon inside a `with` block; yields the API's task, which ends by itself only if it fails."""
     certificates = doors.certificates_of(config)
-    built = build(config)
+    chosen = await vmm.choose(config, say)
+    _log.info(logs.VMM, vmm=chosen.driver.name, why_not_firecracker=chosen.why_not or None)
+    built = build(config, chosen.driver)
     try:
         await built.store.open()
         await first_start.ensure_key(built, say)

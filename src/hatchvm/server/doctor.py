@@ -6,10 +6,9 @@ import asyncio
 import fcntl
 import os
 import shutil
-import subprocess
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Literal
 
@@ -22,7 +21,9 @@ from hatchvm.images import builtin
 from hatchvm.net.bridge.bridge import BridgeNetwork
 from hatchvm.net.bridge.settings import Bridge
 from hatchvm.pager.mount import probe
+from hatchvm.server import firecracker_doctor
 from hatchvm.server.config import Config
+from hatchvm.server.finding import Finding, of_error
 from hatchvm.server.wiring import bridge_of
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.reach import ephemeral_ports_overlap
@@ -31,22 +32,13 @@ _FICLONE: Final = 0x40049409
 _LITTLE_SPACE: Final = 5 * 1024**3
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. `fail`: no VM can run here; `warn`: something is slower or missing; `mend`: what to do."""
-
-    verdict: Literal["ok", "warn", "fail"]
-    subject: str
-    found: str
-    mend: str = ""
-
-
 async def examine(config: Config) -> list[Finding]:
     """Everything, most important first. Changes nothing but the remembered result of the KVM try."""
-    findings = [await _qemu(config), _program("qemu-img", "qemu-utils", "disks of VMs")]
-    findings += [
-        await _kvm(config),
-        _firecracker(),
+    kvm = await _kvm(config)
+    findings = [
+        await _qemu(config),
+        _program(config, "qemu-img", "qemu-utils", "disks of VMs"),
+        kvm,
         *_network(),
         await _bridge(config),
         _lazy(config),
@@ -54,14 +46,15 @@ async def examine(config: Config) -> list[Finding]:
         *_disk(config),
         _image(config),
     ]
-    return findings
+    return findings + await firecracker_doctor.examine(config, kvm=kvm.verdict == "ok")
 
 
 async def _qemu(config: Config) -> Finding:
     try:
         machine = await Accelerator("tcg", memory=Path(os.devnull), binary=config.qemu_bin).machine(None)
     except HatchError as error:
-        return Finding("fail", "QEMU", str(error), "apt-get install --no-install-recommends qemu-system-x86 qemu-utils")
+        mend = "apt-get install --no-install-recommends qemu-system-x86 qemu-utils"
+        return Finding(_without_qemu(config), "QEMU", str(error), mend)
     return Finding("ok", "QEMU", machine.version)
 
 
@@ -92,14 +85,6 @@ async def _kvm(config: Config) -> Finding:
     return Finding("warn", "KVM", f"/dev/kvm is there, but no kernel starts under it (tried); {slow}")
 
 
-def _firecracker() -> Finding:
-    path = shutil.which(os.environ.get("HATCH_FIRECRACKER_BIN") or "firecracker")
-    if path is None:
-        return Finding("ok", "Firecracker", "not installed; not needed: QEMU is the VMM of this version")
-    text = subprocess.run([path, "--version"], capture_output=True, text=True, check=False, timeout=20).stdout
-    return Finding("ok", "Firecracker", f"{text.splitlines()[0] if text else path}; this version does not use it yet")
-
-
 def _network() -> Iterator[Finding]:
     yield Finding("ok", "user networking", "works without root; VMs are reached through loopback ports")
     if ephemeral_ports_overlap():
@@ -117,10 +102,8 @@ async def _bridge(config: Config) -> Finding:
     try:
         found = await bridge.check()
     except HatchError as error:
-        what, _, mend = str(error).partition("; ")
-        return Finding(
-            "fail" if wanted else "ok", "bridge networking", what if wanted else f"not possible: {what}", mend
-        )
+        told = of_error("fail" if wanted else "ok", "bridge networking", error)
+        return told if wanted else replace(told, found=f"not possible: {told.found}")
     return Finding("ok", "bridge networking", found if wanted else "possible here: HATCH_NETWORK=bridge")
 
 
@@ -193,10 +176,15 @@ def _image(config: Config) -> Finding:
     return Finding("ok", f"image {TINY}", "not built yet; the first start does it, or: hatchvm image build tiny")
 
 
-def _program(name: str, package: str, purpose: str) -> Finding:
+def _without_qemu(config: Config) -> Literal["warn", "fail"]:
+    """Firecracker needs nothing of it, but for images in its format."""
+    return "warn" if config.vmm == "firecracker" else "fail"
+
+
+def _program(config: Config, name: str, package: str, purpose: str) -> Finding:
     path = _which(name)
     if path is None:
-        return Finding("fail", name, f"missing; needed for {purpose}", f"apt-get install {package}")
+        return Finding(_without_qemu(config), name, f"missing; needed for {purpose}", f"apt-get install {package}")
     return Finding("ok", name, path)
 
 

@@ -44,12 +44,11 @@ from hatchvm.objects.directory import DirectoryStore
 from hatchvm.pager.mount import probe
 from hatchvm.ports.identity import Verifier
 from hatchvm.ports.objects import ObjectStore
+from hatchvm.ports.vmm import Driver
 from hatchvm.server.config import Config, blaming
 from hatchvm.snapshots.engine import SnapshotEngine
 from hatchvm.snapshots.seal import Ring
 from hatchvm.store.store import SqlStore
-from hatchvm.vmm.qemu.accel import Accelerator
-from hatchvm.vmm.qemu.driver import QEMUDriver
 from hatchvm.vmm.qemu.reach import is_free
 
 if TYPE_CHECKING:
@@ -75,11 +74,12 @@ class Built:
     caution: Callable[[], str | None]
 
 
-def build(config: Config) -> Built:
-    """Make every part; nothing is opened or started yet but the data directory's lock. Raises HatchError."""
+def build(config: Config, driver: Driver) -> Built:
+    """Make every part around `driver` (see `server.vmm`). Raises HatchError.
+
+    Nothing is opened or started yet but the data directory's lock."""
     paths = DataPaths(config.data_dir.resolve())
     clock = SystemClock()
-    driver = QEMUDriver(Accelerator(config.accel, memory=config.cache_dir / "accel.json", binary=config.qemu_bin))
     objects, caution = _objects(config, paths)
     ring = _ring(config)
     grace = timedelta(seconds=config.snapshot_grace)

@@ -51,6 +51,8 @@ CERTIFICATE_NOT_LOADED: Final = "certificate not loaded, the old one stays"
 CERTIFICATE_EXPIRES: Final = "certificate expires"
 WORKER_ENDED: Final = "proxy worker ended, starting another"
 WORKER_LOST: Final = "proxy worker does not answer, ending it"
+VMM: Final = "vmm chosen"
+NOT_CONFINED: Final = "vms are not confined"
 STARTED: Final = "hatch started"
 STOPPED: Final = "hatch stopped"
 

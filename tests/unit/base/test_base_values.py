@@ -72,6 +72,21 @@ def test_sizes_for_people() -> None:
     ]
 
 
+@given(st.integers(0, 1 << 50))
+def test_sizes_that_are_written_can_be_read(count: int) -> None:
+    assert units.parse_bytes(units.format_bytes(count)) == pytest.approx(count, rel=0.06)
+    assert units.parse_bytes(str(count)) == count
+
+
+def test_sizes_as_people_write_them() -> None:
+    assert [units.parse_bytes(text) for text in ("0", "12B", "58KiB", " 1.5 GiB ", "1TiB")] == [
+        *(0, 12, 58 << 10, 3 << 29, 1 << 40)
+    ]
+    for text in ("", "MiB", "1MB", "1m", "-1", "1e6", "1 000", "\u0661", "inf", "1.MiB", "1" * 17):
+        with pytest.raises(ValueError, match="is not a size"):
+            units.parse_bytes(text)
+
+
 def test_every_kind_has_a_status_and_an_exit_code_and_only_a_bug_is_a_500() -> None:
     assert set(HTTP_STATUS) == set(EXIT_CODE) == set(Kind)
     assert [kind for kind, status in HTTP_STATUS.items() if status == 500] == [Kind.INTERNAL]

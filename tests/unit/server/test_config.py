@@ -314,6 +314,26 @@ def test_half_of_a_tls_port_is_refused(values: dict[str, str], sentence: str, mo
         load()
 
 
+@pytest.mark.parametrize(
+    ("values", "sentence"),
+    [
+        ({"HATCH_VMM": "firecracker"}, "HATCH_VMM: Firecracker needs HATCH_NETWORK=bridge, which needs root"),
+        ({"HATCH_VMM": "firecracker", "HATCH_NETWORK": "user"}, "HATCH_VMM: Firecracker needs HATCH_NETWORK=bridge"),
+        (FIRECRACKER | {"HATCH_ACCEL": "tcg"}, "HATCH_ACCEL: Firecracker needs KVM"),
+        ({"HATCH_DISK_RATE": "1MiB"}, "HATCH_DISK_RATE: only Firecracker can do it; it needs HATCH_VMM=firecracker"),
+        ({"HATCH_HUGE_PAGES": "2M", "HATCH_NETWORK": "bridge"}, "HATCH_HUGE_PAGES: only Firecracker"),
+        ({"HATCH_VMM": "qemu", "HATCH_JAIL": "off"}, "HATCH_JAIL: it is Firecracker's, and HATCH_VMM=qemu is set"),
+        ({"HATCH_VMM": "qemu", "HATCH_FIRECRACKER_BINS": "/f"}, "HATCH_FIRECRACKER_BINS: it is Firecracker's"),
+    ],
+)
+def test_what_a_vmm_cannot_do_is_refused(
+    values: dict[str, str], sentence: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setenv(monkeypatch, values)
+    with pytest.raises(Invalid, match=f"^{sentence}"):
+        load()
+
+
 @pytest.mark.parametrize("cache", ["", "/xdg"])
 def test_images_are_cached_where_the_desktop_says(cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")

@@ -8,10 +8,11 @@ import pytest
 
 from hatchvm.server import doctor
 from hatchvm.server.config import load
+from hatchvm.server.finding import Finding
 from hatchvm.testing.edge.tls import make_pair
 
 
-def said(folder: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> list[doctor.Finding]:
+def said(folder: Path, monkeypatch: pytest.MonkeyPatch, names: list[str]) -> list[Finding]:
     for variable, ending in [("HATCH_TLS_CERT", "pem"), ("HATCH_TLS_KEY", "key")]:
         monkeypatch.setenv(variable, ",".join(str(folder / f"{name}.{ending}") for name in names))
     return list(doctor.certificates(load()))

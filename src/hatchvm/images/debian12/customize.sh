@@ -76,6 +76,30 @@ put etc/systemd/system/ssh.service.d/hatch.conf <<'END'
 ExecStartPre=
 END
 
+# Under Firecracker the agent is asked over vsock, at whatever address the machine has, and at the port that the host
+# knows. A machine there cannot be switched off; it ends when it is reset.
+put etc/systemd/system/hatch-agent.service <<'END'
+[Unit]
+Description=QEMU Guest Agent over vsock
+ConditionKernelCommandLine=hatch.vmm=firecracker
+
+[Service]
+ExecStartPre=/sbin/modprobe vmw_vsock_virtio_transport
+ExecStart=/usr/sbin/qemu-ga --method=vsock-listen --path=4294967295:1024
+Restart=always
+RestartSec=1
+END
+ln -sf ../hatch-agent.service etc/systemd/system/multi-user.target.wants/
+put usr/lib/systemd/system-shutdown/hatch <<'END'
+#!/bin/sh
+# systemd runs this when everything is written and unmounted; $1 is how the machine is to end.
+read -r arguments </proc/cmdline
+case "$1 $arguments " in
+    "poweroff "*" hatch.vmm=firecracker "* | "halt "*" hatch.vmm=firecracker "*) exec /bin/busybox reboot -f ;;
+esac
+END
+chmod 755 usr/lib/systemd/system-shutdown/hatch
+
 # Only what has a driver or a name to get: not the 90 terminals.
 put etc/systemd/system/systemd-udev-trigger.service.d/hatch.conf <<'END'
 [Service]

@@ -4,27 +4,35 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from pathlib import Path
 from typing import Final
 
+from hatchvm.base.errors import Unsupported
 from hatchvm.vmm.firecracker.bootargs import RESET
 from hatchvm.vmm.firecracker.version import Installed
 from hatchvm.vmm.trial import BOOT_ARGS, Trial
 
+_KVM: Final = Path("/dev/kvm")
 _MEM_MIB: Final = 128
 _CONFIG: Final = "config.json"
 
 
-async def works(installed: Installed, kernel: Path | None, memory: Path) -> bool | None:
-    """True if `kernel` starts, None if there is none to try and nothing is known from before.
+def check() -> None:
+    """Raises Unsupported if nothing need be tried."""
+    if not _KVM.exists():
+        raise Unsupported(
+            "Firecracker needs KVM, and there is no /dev/kvm; use a host, or a VM with nested virtualisation, with one"
+        )
+    if not os.access(_KVM, os.R_OK | os.W_OK):
+        raise Unsupported("Firecracker needs KVM, and /dev/kvm is not yours; usermod -aG kvm $USER, then log in again")
 
-    The verdict is kept in the file `memory`. Nothing is tried, and nothing remembered, without `/dev/kvm`.
-    """
-    if not Path("/dev/kvm").exists():
-        return False
-    trial = Trial(memory, ("firecracker", f"{installed.version} {installed.path}"))
+
+async def works(installed: Installed, kernel: Path, memory: Path) -> bool:
+    """True if `kernel`, an ELF, starts. The verdict is kept in the file `memory`."""
+    trial = Trial(memory, ("firecracker", f"{installed.version} {installed.path} {kernel}"))
     known = trial.remembered()
-    if known is not None or kernel is None:
+    if known is not None:
         return known
     argv = [str(installed.path), "--no-api", "--config-file", _CONFIG, "--level", "Error"]
     return await asyncio.to_thread(trial.hold, argv, {_CONFIG: _config(kernel)})

@@ -34,5 +34,5 @@ class Settings:
         wanted = self.jailer or (str(beside) if beside.exists() else _JAILER)
         found = shutil.which(wanted)
         if found is None:
-            raise Unsupported(f"{wanted} is not installed: it comes with Firecracker's release; see `hatchvm doctor`")
+            raise Unsupported(f"{wanted} is not installed; it comes with Firecracker's release: see `hatchvm doctor`")
         return Path(found).resolve()

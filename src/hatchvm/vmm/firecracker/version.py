@@ -84,7 +84,7 @@ def installed(binary: str) -> Installed:
     """
     found = shutil.which(binary)
     if found is None:
-        raise Unsupported(f"{binary} is not installed: `hatchvm doctor` tells how to get it")
+        raise Unsupported(f"{binary} is not installed; see `hatchvm doctor`")
     path = Path(found).resolve()
     version = parse(_say(path, "--version"), "Firecracker")
     if version is None:
