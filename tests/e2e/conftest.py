@@ -37,8 +37,9 @@ def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChildDaemon]:
-    """Logs at level debug, so that tests see every change of state."""
-    child = ChildDaemon(tmp_path_factory.mktemp("daemon") / "data", {"HATCH_LOG_LEVEL": "debug"})
+    """Logs at level debug, so that tests see every change of state; has one SSH port for all VMs."""
+    settings = {"HATCH_LOG_LEVEL": "debug", "HATCH_SSH_ADDR": "127.0.0.1:0"}
+    child = ChildDaemon(tmp_path_factory.mktemp("daemon") / "data", settings)
     try:
         child.start()
         yield child
