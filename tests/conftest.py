@@ -7,6 +7,9 @@ pytest 9.2 no longer reads, and spreads the group over all workers without a wor
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+
 import pytest
 from xdist.remote import Producer  # type: ignore[import-untyped]
 from xdist.scheduler import LoadGroupScheduling  # type: ignore[import-untyped]
@@ -24,3 +27,13 @@ class _OneWorkerForEach(LoadGroupScheduling):  # type: ignore[misc]
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LoadGroupScheduling | None:
     return _OneWorkerForEach(config, log) if config.getvalue("dist") == "loadgroup" else None
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _children_keep_bytecode(pytestconfig: pytest.Config) -> Iterator[None]:
+    """Where Python is told to write no bytecode, every worker, pager and daemon would compile the whole house again."""
+    with pytest.MonkeyPatch.context() as patch:
+        if sys.dont_write_bytecode and pytestconfig.cache is not None:
+            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
+            patch.setenv("PYTHONPYCACHEPREFIX", str(pytestconfig.cache.mkdir("bytecode")))
+        yield

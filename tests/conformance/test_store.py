@@ -165,6 +165,7 @@ FULL_BOOT: Final = Boot(
         ("routes", a_route(auto_wake=False, target_port=65535, updated_at=NOW + SECOND)),
         ("routes", a_route(domain="app.example.com", domain_token="t0k3n")),
         ("routes", a_route(domain="app.example.com", domain_token="t0k3n", domain_verified_at=NOW)),
+        ("routes", a_route(domain="a.io", domain_checked_at=NOW, domain_missing_since=NOW - SECOND, domain_misses=2)),
         ("snapshots", a_snapshot()),
         (
             "snapshots",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,12 +18,9 @@ from hatchvm.testing.guest import MEM_MIB, PAGE, Guest, create_guest, user_data
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _children_keep_bytecode(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Where Python is told to write no bytecode, every child would compile the whole daemon again."""
+def _no_settings() -> Iterator[None]:
+    """Daemons have those of their tests only."""
     with pytest.MonkeyPatch.context() as patch:
-        if sys.dont_write_bytecode:
-            patch.delenv("PYTHONDONTWRITEBYTECODE", raising=False)
-            patch.setenv("PYTHONPYCACHEPREFIX", str(tmp_path_factory.mktemp("bytecode")))
         for name in os.environ:
             if name.startswith("HATCH_") and name != "HATCH_CACHE_DIR":
                 patch.delenv(name)
@@ -41,8 +37,9 @@ def ssh_key(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChildDaemon]:
-    """Logs at level debug, so that tests see every change of state."""
-    child = ChildDaemon(tmp_path_factory.mktemp("daemon") / "data", {"HATCH_LOG_LEVEL": "debug"})
+    """Logs at level debug, so that tests see every change of state; has one SSH port for all VMs."""
+    settings = {"HATCH_LOG_LEVEL": "debug", "HATCH_SSH_ADDR": "127.0.0.1:0"}
+    child = ChildDaemon(tmp_path_factory.mktemp("daemon") / "data", settings)
     try:
         child.start()
         yield child

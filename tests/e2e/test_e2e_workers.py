@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from hatchvm.cli.child import ChildDaemon
-from hatchvm.testing.guest import DEADLINE_S, MEM_MIB, PAGE, Guest, create_guest, events, user_data, wait_for
+from hatchvm.testing.guest import DEADLINE_S, PAGE, Guest, events, wait_for
 
 pytestmark = [pytest.mark.vm, pytest.mark.xdist_group("vm")]
 
@@ -20,24 +20,19 @@ WORKERS = 2
 SECRET = "of-no-worker"
 
 
-@pytest.fixture(scope="module")
-def daemon(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ChildDaemon]:
-    settings = {"HATCH_LOG_LEVEL": "debug", "HATCH_PROXY_WORKERS": str(WORKERS), "HATCH_S3_SECRET": SECRET}
-    child = ChildDaemon(tmp_path_factory.mktemp("workers") / "data", settings)
+@pytest.fixture(scope="module", autouse=True)
+def _workers(daemon: ChildDaemon) -> Iterator[None]:
+    """The session's daemon has workers for a while."""
+    usual = daemon.settings
+    daemon.stop()
+    daemon.settings = usual | {"HATCH_PROXY_WORKERS": str(WORKERS), "HATCH_S3_SECRET": SECRET}
     try:
-        child.start()
-        yield child
+        daemon.start()
+        yield
     finally:
-        child.end()
-
-
-@pytest.fixture(scope="module")
-def guest(daemon: ChildDaemon, ssh_key: Path) -> Guest:
-    public = ssh_key.with_suffix(".pub").read_text().strip()
-    with daemon.client() as client:
-        guest = create_guest(client, daemon, "worked", mem_mib=MEM_MIB, user_data=user_data(public))
-    wait_for(lambda: guest.ask().status == 200, "every worker is told of a route")
-    return guest
+        daemon.stop()
+        daemon.settings = usual
+        daemon.start()
 
 
 def workers_of(daemon: ChildDaemon) -> set[Path]:

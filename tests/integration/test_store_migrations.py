@@ -115,6 +115,7 @@ def test_an_upgrade_keeps_the_routes_of_the_second_schema(connection: Connection
     row = connection.execute(select(routes)).one()
     assert (row.id, row.subdomain, row.target_port, row.auto_wake) == ("rt-1", "app", 80, True)
     assert (row.domain, row.domain_token, row.domain_verified_at) == (None, None, None)
+    assert (row.domain_checked_at, row.domain_missing_since, row.domain_misses) == (None, None, 0)
     connection.rollback()
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -42,12 +44,37 @@ async def test_traffic_is_counted_for_each_route(stage: Stage) -> None:
     assert count.bytes_out == 3 * len(OK)
     assert count.bytes_in > 3 * len(get())
     registry = CollectorRegistry()
-    registry.register(RouteCounters(stage.proxy.ledger, stage.gate))
+    registry.register(RouteCounters(stage.proxy.ledger))
     labels = {"route": "rt-app", "subdomain": "app"}
     assert registry.get_sample_value("hatch_route_requests_total", labels) == 3
     assert registry.get_sample_value("hatch_route_sent_bytes_total", labels) == count.bytes_out
-    stage.gate.routes.clear()
+    renamed = replace(count.route, subdomain="shop")
+    stage.proxy.ledger.saw_route(renamed, True)
+    assert registry.get_sample_value("hatch_route_requests_total", labels | {"subdomain": "shop"}) == 3
     assert registry.get_sample_value("hatch_route_requests_total", labels) is None
+    stage.proxy.ledger.saw_route(renamed, False)
+    assert registry.get_sample_value("hatch_route_requests_total", labels | {"subdomain": "shop"}) is None
+    assert not stage.proxy.ledger.counts
+
+
+async def test_the_last_exchanges_of_a_route_that_is_gone_are_not_counted(stage: Stage) -> None:
+    asked, go = asyncio.Event(), asyncio.Event()
+
+    async def guest(wire: Wire) -> None:
+        await wire.head()
+        asked.set()
+        await go.wait()
+        await wire.send(OK)
+
+    await stage.guest(guest)
+    client = await stage.client()
+    await client.send(get())
+    await asked.wait()
+    stage.proxy.ledger.saw_route(stage.gate.routes.pop("app"), False)
+    go.set()
+    assert (await client.answer())[1] == b"ok"
+    client.end()
+    assert await client.rest() == b""
     assert not stage.proxy.ledger.counts
 
 

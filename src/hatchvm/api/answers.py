@@ -75,6 +75,7 @@ class RouteAnswer(BaseModel):
     """A route. `url` is where the proxy serves it.
 
     `domain` is served too, once verified; until then `domain_challenge` is the record to make before `…/verify`.
+    `domain_missing_since`: when that record was first not found again; the domain is served on only for some days.
     """
 
     id: str
@@ -86,6 +87,7 @@ class RouteAnswer(BaseModel):
     domain: str | None
     domain_verified: bool
     domain_challenge: DomainChallenge | None
+    domain_missing_since: str | None
     created_at: str
     updated_at: str
 
@@ -332,7 +334,7 @@ def vm_answer(vm: VM, context: Context) -> VMAnswer:
 
 def route_answer(route: Route, context: Context) -> RouteAnswer:
     verified = route.verified_domain is not None
-    challenge = None if verified else challenge_of(route)
+    challenge = None if verified and route.domain_missing_since is None else challenge_of(route)
     return RouteAnswer(
         id=route.id,
         vm_id=route.vm_id,
@@ -343,6 +345,7 @@ def route_answer(route: Route, context: Context) -> RouteAnswer:
         domain=route.domain,
         domain_verified=verified,
         domain_challenge=DomainChallenge(name=challenge.name, value=challenge.value) if challenge else None,
+        domain_missing_since=time_answer(route.domain_missing_since),
         created_at=rfc3339(route.created_at),
         updated_at=rfc3339(route.updated_at),
     )

@@ -24,8 +24,9 @@ _LOOK_S: Final = 0.02
 
 
 class ChildDaemon:
-    """A daemon over `data`, with its log beside it. `settings`: HATCH_* variables that differ from the defaults.
+    """A daemon over `data`, with its log beside it.
 
+    `settings`: HATCH_* variables that differ from the defaults, from the next start on.
     `prefix`: a command that runs the one behind it, such as `nice`.
     """
 
@@ -34,7 +35,7 @@ class ChildDaemon:
         self.log_file = data.with_name(f"{data.name}.log")
         self.api = ""
         self.proxy_port = 0
-        self._settings = dict(settings)
+        self.settings = dict(settings)
         self._prefix = list(prefix)
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -43,7 +44,7 @@ class ChildDaemon:
         self.log_file.touch(0o600)
         begin = self.mark()
         environment = {**os.environ, "HATCH_HTTP_ADDR": "127.0.0.1:0", "HATCH_PROXY_ADDR": "127.0.0.1:0"}
-        environment |= {"HATCH_DATA_DIR": str(self.paths.root), "HATCH_LOG_FORMAT": "json", **self._settings}
+        environment |= {"HATCH_DATA_DIR": str(self.paths.root), "HATCH_LOG_FORMAT": "json", **self.settings}
         with self.log_file.open("ab") as log:
             self._process = subprocess.Popen(
                 [*self._prefix, sys.executable, "-c", "from hatchvm.cli.main import main; main()", "serve"],

@@ -63,7 +63,7 @@ class DomainChallenge(TypedDict):
 
 
 class Route(TypedDict):
-    """A route. `domain_challenge`: while its domain is not verified."""
+    """A route. `domain_challenge`: while its domain is not verified; `domain_missing_since`: see the API."""
 
     id: str
     vm_id: str
@@ -74,6 +74,7 @@ class Route(TypedDict):
     domain: str | None
     domain_verified: bool
     domain_challenge: DomainChallenge | None
+    domain_missing_since: str | None
     created_at: str
     updated_at: str
 

@@ -36,6 +36,7 @@ class Settings:
     bridge: IPv4Interface | None = None  # guests get addresses there; None: each has a private user network
     snapshot_grace_s: float = 6 * 3600.0
     snapshot_store: str = "directory"  # its kind: see `ports.house.Overview`
+    domain_recheck_s: float = 24 * 3600.0  # 0: never
     drain_s: float = 5.0  # how long an explicit snapshot waits for open requests to end
     halt_s: float = 20.0  # how long a guest may take to shut down
 

@@ -2,14 +2,18 @@
 
 The proof is a TXT record that only who runs the domain's DNS can make. It has a label of its own in front, so that it
 stands beside a CNAME of the domain itself. Until then a claim is only a claim: several routes may have it.
+
+The record has to stay: it is asked for again and again, because domains change hands. One that is not there only counts
+if the DNS says so, and a domain is lost only after days of it: zones are moved, and mistakes in them are put right.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
 from typing import Final
 
 from hatchvm.base.errors import Conflict, Invalid
@@ -22,6 +26,12 @@ _LABEL: Final = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 #: What is shown of an answer that is not the expected one: whoever runs the DNS may have put anything there.
 _SHOWN_TEXTS: Final = 3
 _SHOWN_LENGTH: Final = 80
+#: A verified domain is lost when its record was not there so many times in a row, the first of them so long ago.
+LOST_MISSES: Final = 3
+LOST_AFTER: Final = timedelta(days=3)
+#: So often within the pause between two questions about one domain somebody looks who is due, and asks about at most
+#: twice the even share of all: after a long stop they are spread over half a pause.
+LOOKS: Final = 24
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +69,44 @@ def claim(route: Route, domain: str | None) -> Route:
     if domain == route.domain:
         return route
     token = None if domain is None else secrets.token_hex(16)
-    return replace(route, domain=domain, domain_token=token, domain_verified_at=None)
+    return replace(_unchecked(route), domain=domain, domain_token=token, domain_verified_at=None)
+
+
+def verified(route: Route, now: datetime) -> Route:
+    """The route whose claim was just proven by its user."""
+    return replace(_unchecked(route), domain_verified_at=now)
+
+
+def due(routes: Iterable[Route], now: datetime, pause: timedelta) -> list[Route]:
+    """Whose proofs are to be asked for again now, the longest unasked first."""
+    served = [(route.domain_checked_at or route.domain_verified_at, route) for route in routes]
+    times = sorted((asked, route.id, route) for asked, route in served if asked and route.verified_domain)
+    share = -(-2 * len(times) // LOOKS)
+    return [route for asked, _, route in times[:share] if now - asked >= pause]
+
+
+def checked(route: Route, texts: Sequence[str] | None, now: datetime) -> Route:
+    """The verified route after its proof was asked for again. `texts`: of the TXT records; None: nobody answered."""
+    challenge = challenge_of(route)
+    if challenge is None or route.domain_verified_at is None:
+        return route
+    if texts is None:
+        return replace(route, domain_checked_at=now)
+    if challenge.value in texts:
+        return replace(_unchecked(route), domain_checked_at=now)
+    since, misses = route.domain_missing_since or now, route.domain_misses + 1
+    lost = misses >= LOST_MISSES and now - since >= LOST_AFTER
+    return replace(
+        route,
+        domain_verified_at=None if lost else route.domain_verified_at,
+        domain_checked_at=now,
+        domain_missing_since=since,
+        domain_misses=misses,
+    )
+
+
+def _unchecked(route: Route) -> Route:
+    return replace(route, domain_checked_at=None, domain_missing_since=None, domain_misses=0)
 
 
 def challenge_of(route: Route) -> Challenge | None:

@@ -24,7 +24,8 @@ _RANDOM_LENGTH: Final = 12
 class Route:
     """`subdomain` under any base domain leads to `target_port` of the VM, and so does `domain` once it is verified.
 
-    `domain_token`: part of what proves the claim on `domain`, see `domain.custom_domain`; no secret.
+    `domain_token`: part of what proves the claim on `domain`, see `domain.custom_domain`; no secret. What became of the
+    proof since it was verified: when it was last asked for, since when it has been missing, and how often in a row.
     """
 
     id: str
@@ -37,6 +38,9 @@ class Route:
     domain: str | None = None
     domain_token: str | None = None
     domain_verified_at: datetime | None = None
+    domain_checked_at: datetime | None = None
+    domain_missing_since: datetime | None = None
+    domain_misses: int = 0
 
     @property
     def verified_domain(self) -> str | None:

@@ -30,6 +30,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from hatchvm.base import paths
 from hatchvm.base.errors import HatchError, Invalid
 from hatchvm.base.units import parse_bytes, parse_duration
+from hatchvm.edge.http.limits import FRESH_SLOTS
 from hatchvm.edge.ssh import allow
 from hatchvm.net.bridge.settings import Allow, parse_allow
 from hatchvm.net.sessions import TABLE
@@ -64,6 +65,13 @@ def _share(value: object) -> float:
     if not 0 <= share <= 1:
         raise ValueError("must be off, on, or a share of the requests from 0 to 1, like 0.01")
     return share
+
+
+def _shares(value: int) -> int:
+    """So many that share what one proxy may do at a guest."""
+    if not 0 <= value <= FRESH_SLOTS:
+        raise ValueError(f"must be from 0 to {FRESH_SLOTS}: so many connections to a guest may be tried at once")
+    return value
 
 
 def _positive(value: float) -> float:
@@ -188,9 +196,8 @@ UIDs = Annotated[InstanceOf[range], NoDecode, BeforeValidator(_uids)]
 Rate = Annotated[int | None, BeforeValidator(_rate)]
 Files = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_files)]
 Port = Annotated[int, Field(ge=1, le=65535)]
-
-
 Share = Annotated[float, BeforeValidator(_share)]
+Workers = Annotated[int, AfterValidator(_shares)]
 
 
 class Config(BaseSettings):
@@ -202,12 +209,13 @@ class Config(BaseSettings):
 
     http_addr: Address = ("127.0.0.1", 8080)
     proxy_addr: Address = ("127.0.0.1", 9090)
-    proxy_workers: Annotated[int, Field(ge=0, le=256)] = 0
+    proxy_workers: Workers = 0
     base_domain: Domains = Field(
         ("hatch.local", "hatch.localhost"),
         validation_alias=AliasChoices("HATCH_BASE_DOMAIN", "HATCH_PROXY_BASE_DOMAIN"),
     )
     dns_server: NameServer | None = None
+    domain_recheck: Annotated[float, BeforeValidator(_duration)] = 24 * 3600.0
     tls_addr: Address = ("127.0.0.1", 9443)
     tls_cert: Files = ()
     tls_key: Files = ()

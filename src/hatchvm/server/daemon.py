@@ -65,6 +65,7 @@ async def running(config: Config, *, say: Say) -> AsyncIterator[asyncio.Task[Non
             duties = [
                 tasks.supervise(built.house.idle.run(), name="idle monitor"),
                 tasks.supervise(built.house.storage.run(), name="collect"),
+                tasks.supervise(built.house.routes.run(), name="check domains"),
                 tasks.supervise(_tidy(built), name="tidy"),
             ]
             try:

@@ -61,7 +61,10 @@ async def opened(
     """
     ledger = Ledger()
     proxy = _proxy(built, config, ledger)
-    counters = RouteCounters(proxy.ledger if isinstance(proxy, ProxyServer) else ledger, built.gate)
+    if isinstance(proxy, ProxyServer):
+        ledger = proxy.ledger
+    built.ctx.routes.watchers.append(ledger.saw_route)
+    counters = RouteCounters(ledger)
     metrics.REGISTRY.register(counters)
     with _naming("HATCH_HTTP_ADDR", config.http_addr):
         listener = _listen(*config.http_addr)
@@ -124,7 +127,7 @@ def base_url(config: Config, proxy_port: int) -> Callable[[str], str]:
 
 
 def _proxy(built: Built, config: Config, ledger: Ledger) -> ProxyServer | Workers:
-    """The proxy in this process, or in processes of its own, which count into `ledger`."""
+    """The proxy in this process, with a ledger of its own, or in processes of their own, which count into `ledger`."""
 
     def counted(report: Counts) -> None:
         for subdomain, counts in report.routes.items():
@@ -152,8 +155,8 @@ def _worker_settings(config: Config, host: str, port: int, tls_port: int | None)
         base_domains=list(config.base_domain),
         wake_timeout_s=config.proxy_wake_timeout,
         stream_idle_timeout_s=config.stream_idle_timeout,
-        # Together they knock at a guest no more often than one proxy does, as far as that can be divided.
-        fresh_slots=max(1, FRESH_SLOTS // config.proxy_workers),
+        # Together they knock at a guest no more often than one proxy does.
+        fresh_slots=FRESH_SLOTS // config.proxy_workers,
         access_log=config.access_log,
         tls=None if tls_port is None else TLS(config.tls_addr[0], tls_port, pairs),
         log_level=config.log_level,

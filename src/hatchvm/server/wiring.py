@@ -209,6 +209,7 @@ def _settings(config: Config) -> Settings:
         snapshot_store="none" if config.snapshot_store == "none" else "s3" if config.s3_bucket else "directory",
         snapshot_keep=config.snapshot_keep,
         snapshot_grace_s=config.snapshot_grace,
+        domain_recheck_s=config.domain_recheck,
         host_mem_mib=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // MIB,
     )
 

@@ -80,6 +80,9 @@ routes: Final = Table(
     Column("domain", Text),
     Column("domain_token", Text),
     Column("domain_verified_at", Moment),
+    Column("domain_checked_at", Moment),
+    Column("domain_missing_since", Moment),
+    Column("domain_misses", Integer, nullable=False, server_default="0"),
 )
 
 #: Many may claim a domain; one has it.

@@ -92,31 +92,16 @@ class Wire:
 Script: TypeAlias = Callable[[Wire], Awaitable[None]]
 
 
-class Stage:
-    """Everything one story needs. Use `async with Stage.open() as stage`."""
+class _Stage:
+    """Guests that play scripts, clients that connect, and a gate; a subclass puts something between them."""
 
     def __init__(self) -> None:
         self.gate = FakeGate()
         self.clock = ManualClock()
-        self.proxy = ProxyServer(
-            self.gate,
-            base_domains=["hatch.local", "hatch.localhost"],
-            wake_timeout_s=30,
-            stream_idle_timeout_s=900,
-            clock=self.clock,
-        )
         self.port = 0
-        self.problems: list[BaseException] = []
+        self.problems: list[AssertionError] = []
         self._guests: list[asyncio.Server] = []
         self._wires: list[Wire] = []
-
-    @classmethod
-    @contextlib.asynccontextmanager
-    async def open(cls) -> AsyncIterator[Stage]:
-        stage = cls()
-        stage.port = await stage.proxy.start("127.0.0.1", 0)
-        async with stage._played(stage.proxy.close):
-            yield stage
 
     @contextlib.asynccontextmanager
     async def _played(self, close: Callable[[], Awaitable[None]]) -> AsyncIterator[None]:
@@ -131,10 +116,10 @@ class Stage:
                 guest.close()
         assert not +self.gate.holds, "a hold was never released"
         if self.problems:
-            raise ExceptionGroup("guests stumbled", [p for p in self.problems if isinstance(p, Exception)])
+            raise ExceptionGroup("guests stumbled", self.problems)
 
-    async def guest(self, script: Script, *, subdomain: str = "app", limit: int = 2**16) -> int:
-        """Let `subdomain` lead to a server that plays `script` with every connection; return its port."""
+    async def _serve(self, script: Script, limit: int = 2**16) -> int:
+        """A server that plays `script` with every connection; its port."""
 
         async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             wire = Wire(reader, writer)
@@ -142,7 +127,7 @@ class Stage:
             try:
                 await script(wire)
             except (asyncio.IncompleteReadError, ConnectionError):
-                return  # the proxy hung up: nothing more to play
+                return  # whoever connected hung up: nothing more to play
             except AssertionError as problem:
                 self.problems.append(problem)
             finally:
@@ -150,14 +135,42 @@ class Stage:
 
         server = await asyncio.start_server(play, "127.0.0.1", 0, limit=limit, backlog=2048)
         self._guests.append(server)
-        port = int(server.sockets[0].getsockname()[1])
-        self.gate.add(subdomain, port)
-        return port
+        return int(server.sockets[0].getsockname()[1])
 
-    async def client(self) -> Wire:
-        wire = Wire(*await asyncio.open_connection("127.0.0.1", self.port))
+    async def client(self, host: str = "127.0.0.1", source: str | None = None, port: int | None = None) -> Wire:
+        """A connection from the address `source` to the stage's port, if to no other."""
+        local = None if source is None else (source, 0)
+        wire = Wire(*await asyncio.open_connection(host, port or self.port, local_addr=local))
         self._wires.append(wire)
         return wire
+
+
+class Stage(_Stage):
+    """A proxy, and everything one story needs. Use `async with Stage.open() as stage`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.proxy = ProxyServer(
+            self.gate,
+            base_domains=["hatch.local", "hatch.localhost"],
+            wake_timeout_s=30,
+            stream_idle_timeout_s=900,
+            clock=self.clock,
+        )
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def open(cls) -> AsyncIterator[Stage]:
+        stage = cls()
+        stage.port = await stage.proxy.start("127.0.0.1", 0)
+        async with stage._played(stage.proxy.close):
+            yield stage
+
+    async def guest(self, script: Script, *, subdomain: str = "app", limit: int = 2**16) -> int:
+        """Let `subdomain` lead to a server that plays `script` with every connection; return its port."""
+        port = await self._serve(script, limit)
+        self.gate.add(subdomain, port)
+        return port
 
     async def ask(self, request: bytes) -> tuple[bytes, bytes]:
         """One request on a connection of its own."""
@@ -179,58 +192,23 @@ def free_port() -> int:
             return port
 
 
-class SSHStage:
-    """Everything one story needs. Use `async with SSHStage.open() as stage`; the VM is `VM`, its port `stage.port`."""
+class SSHStage(_Stage):
+    """A gateway, and everything one story needs. Use `async with SSHStage.open() as stage`; the VM is `VM`."""
 
     def __init__(self, allowed: str) -> None:
-        self.gate = FakeGate()
-        self.clock = ManualClock()
+        super().__init__()
         self.gateway = SSHGateway(self.gate, allowed=allow.parse(allowed), wake_timeout_s=30, clock=self.clock)
         self.port = free_port()
-        self.problems: list[Exception] = []
-        self._guests: list[asyncio.Server] = []
-        self._wires: list[Wire] = []
 
     @classmethod
     @contextlib.asynccontextmanager
     async def open(cls, allowed: str = "127.0.0.1/32") -> AsyncIterator[SSHStage]:
         stage = cls(allowed)
         stage.gateway.open(VM, stage.port)
-        try:
+        async with stage._played(stage.gateway.aclose):
             yield stage
-        finally:
-            for wire in stage._wires:
-                wire.reset()
-            await stage.gateway.aclose()
-            for guest in stage._guests:
-                guest.close()
-        assert not +stage.gate.holds, "a hold was never released"
         assert not stage.gateway.pipes.lent, "a pipe was never given back"
-        if stage.problems:
-            raise ExceptionGroup("guests stumbled", stage.problems)
 
     async def guest(self, script: Script, vm_id: str = VM) -> None:
         """Let the VM's sshd be a server that plays `script` with every connection."""
-
-        async def play(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-            wire = Wire(reader, writer)
-            self._wires.append(wire)
-            try:
-                await script(wire)
-            except (asyncio.IncompleteReadError, ConnectionError):
-                return  # the gateway hung up: nothing more to play
-            except AssertionError as problem:
-                self.problems.append(problem)
-            finally:
-                wire.close()
-
-        server = await asyncio.start_server(play, "127.0.0.1", 0, backlog=1024)
-        self._guests.append(server)
-        self.gate.ports[vm_id, GUEST_PORT] = int(server.sockets[0].getsockname()[1])
-
-    async def client(self, host: str = "127.0.0.1", source: str | None = None, port: int | None = None) -> Wire:
-        """A connection from the address `source`."""
-        local = None if source is None else (source, 0)
-        wire = Wire(*await asyncio.open_connection(host, port or self.port, local_addr=local))
-        self._wires.append(wire)
-        return wire
+        self.gate.ports[vm_id, GUEST_PORT] = await self._serve(script)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.vm, pytest.mark.xdist_group("vm")]
 
 TIME = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ")
 ROUTE = {"id", "vm_id", "subdomain", "target_port", "auto_wake", "url", "created_at", "updated_at"} | {
-    *("domain", "domain_verified", "domain_challenge")
+    *("domain", "domain_verified", "domain_challenge", "domain_missing_since")
 }
 SNAPSHOT = {"id", "vm_id", "state_key", "memory_key", "disk_key", "vm_config", "size_bytes", "stored_bytes"} | {
     *("parent_id", "status", "created_at")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import httpx2
 import pytest
@@ -33,6 +34,7 @@ async def test_routes(client: httpx2.AsyncClient, vm_id: str) -> None:
         "domain": None,
         "domain_verified": False,
         "domain_challenge": None,
+        "domain_missing_since": None,
         "created_at": "2026-03-06T14:30:03Z",
         "updated_at": "2026-03-06T14:30:03Z",
     }
@@ -90,6 +92,11 @@ async def test_a_custom_domain_is_claimed_proven_and_taken_away(
         "updated_at": verified["updated_at"],
     }
     assert verified["url"] == route["url"]
+    row = house.route_rows.find(route["id"])
+    house.route_rows.put(replace(row, domain_missing_since=row.created_at, domain_misses=1))
+    missing = (await client.get("/routes")).json()[0]
+    assert missing == verified | {"domain_challenge": challenge, "domain_missing_since": route["created_at"]}
+    house.route_rows.put(row)
     assert (await client.patch(path, json={"target_port": 81})).json()["domain_verified"] is True
     changed = (await client.patch(path, json={"domain": "other.example.com"})).json()
     assert (changed["domain_verified"], changed["domain_challenge"]["name"]) == (False, "_hatchvm.other.example.com")

@@ -9,7 +9,7 @@ from typing import Final
 import pytest
 
 from hatchvm.edge.http.proto.refusal import Refusal
-from hatchvm.testing.edge.conversation import Said, Talk
+from hatchvm.testing.edge.conversation import AGAIN, CLOSE, DROP, LINGER, REUSE, Said, Talk, to_client, to_guest
 
 ROOT: Final = Path(__file__).parents[3]
 HOST = b"Host: app.hatch.local\r\n"
@@ -20,8 +20,6 @@ GET_SENT = b"GET / HTTP/1.1\r\n" + HOST + ADDED
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
 BEGIN = ("begin", b"app.hatch.local")
-REUSE, DROP = ("finish", b"reuse"), ("finish", b"")
-CLOSE, LINGER = ("close", b""), ("close", b"linger")
 
 
 @pytest.fixture
@@ -47,10 +45,6 @@ def status(said: Said) -> int:
     return int(data.split()[1])
 
 
-def body(data: bytes) -> Said:
-    return "to client", data
-
-
 class TestExpect:
     EXPECTS = request(b"Expect: 100-continue", b"Content-Length: 5", line=b"PUT / HTTP/1.1")
 
@@ -61,9 +55,9 @@ class TestExpect:
         ((what, sent),) = talk.connects()
         assert (what, sent[-3:]) == ("to guest", b"hel")
         assert b"\r\nExpect: 100-continue\r\n" in sent
-        assert talk.guest(b"HTTP/1.1 100 Continue\r\n\r\n") == [body(b"HTTP/1.1 100 Continue\r\n\r\n")]
-        assert talk.client(b"lo") == [("to guest", b"lo")]
-        assert talk.guest(OK) == [body(OK), REUSE]
+        assert talk.guest(b"HTTP/1.1 100 Continue\r\n\r\n") == [to_client(b"HTTP/1.1 100 Continue\r\n\r\n")]
+        assert talk.client(b"lo") == [to_guest(b"lo")]
+        assert talk.guest(OK) == [to_client(OK), REUSE]
 
     def test_a_failed_wake_is_told_instead(self, talk: Talk) -> None:
         talk.client(self.EXPECTS)
@@ -75,7 +69,7 @@ class TestExpect:
     def test_a_guest_that_declines_gets_no_body(self, talk: Talk) -> None:
         sent_for(talk, self.EXPECTS)
         no = b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n"
-        assert talk.guest(no) == [body(no[:-2] + b"Connection: close\r\n\r\n"), DROP, LINGER]
+        assert talk.guest(no) == [to_client(no[:-2] + b"Connection: close\r\n\r\n"), DROP, LINGER]
         assert talk.client(b"hello") == []
 
 
@@ -86,25 +80,25 @@ class TestAnswersWithoutContent:
     def test_to_head(self, talk: Talk, framing: bytes) -> None:
         sent_for(talk, request(line=b"HEAD / HTTP/1.1"))
         answer = b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n\r\n"
-        assert talk.guest(answer) == [body(answer), REUSE]
+        assert talk.guest(answer) == [to_client(answer), REUSE]
         assert sent_for(talk, GET) == GET_SENT
 
     def test_not_modified_keeps_the_length_it_speaks_of(self, talk: Talk) -> None:
         sent_for(talk, GET)
         answer = b"HTTP/1.1 304 Not Modified\r\nETag: a\r\nContent-Length: 99\r\n\r\n"
-        assert talk.guest(answer) == [body(answer), REUSE]
+        assert talk.guest(answer) == [to_client(answer), REUSE]
 
     @pytest.mark.parametrize("framing", [b"Content-Length: 5\r\n", b"Transfer-Encoding: chunked\r\n"])
     def test_no_content_has_no_length(self, talk: Talk, framing: bytes) -> None:
         sent_for(talk, GET)
         answer = b"HTTP/1.1 204 No Content\r\n"
-        assert talk.guest(answer + framing + b"\r\n") == [body(answer + b"\r\n"), REUSE]
+        assert talk.guest(answer + framing + b"\r\n") == [to_client(answer + b"\r\n"), REUSE]
 
     def test_every_interim_answer_passes(self, talk: Talk) -> None:
         sent_for(talk, GET)
         interim = b"HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * 3
-        assert talk.guest(interim) == [body(interim)]
-        assert talk.guest(OK) == [body(OK), REUSE]
+        assert talk.guest(interim) == [to_client(interim)]
+        assert talk.guest(OK) == [to_client(OK), REUSE]
 
 
 class TestUpgrade:
@@ -119,16 +113,16 @@ class TestUpgrade:
         asked = request(b"Upgrade: websocket", b"Connection: close, Upgrade")
         assert b"\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n" in sent_for(talk, asked)
         switched = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
-        assert talk.guest(switched) == [body(switched)]
-        assert talk.client(b"\x81\x00") == [("to guest", b"\x81\x00")]
+        assert talk.guest(switched) == [to_client(switched)]
+        assert talk.client(b"\x81\x00") == [to_guest(b"\x81\x00")]
 
     def test_close_holds_if_the_guest_declines(self, talk: Talk) -> None:
         sent_for(talk, request(b"Upgrade: websocket", b"Connection: close, Upgrade"))
-        assert talk.guest(OK) == [body(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")), REUSE, CLOSE]
+        assert talk.guest(OK) == [to_client(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")), REUSE, CLOSE]
 
     def test_another_request_follows_a_declined_one(self, talk: Talk) -> None:
         sent_for(talk, request(b"Upgrade: websocket", b"Connection: Upgrade"))
-        assert talk.guest(OK) == [body(OK), REUSE]
+        assert talk.guest(OK) == [to_client(OK), REUSE]
         assert sent_for(talk, GET) == GET_SENT
 
 
@@ -156,7 +150,7 @@ class TestHops:
     )
     def test_which_guest_is_asked_again(self, talk: Talk, head: bytes, finish: Said) -> None:
         sent_for(talk, GET)
-        assert talk.guest(head + b"ok") == [body(OK), finish]
+        assert talk.guest(head + b"ok") == [to_client(OK), finish]
 
 
 class TestOldClients:
@@ -178,7 +172,7 @@ class TestOrder:
         assert talk.client(GET + b"GET / HTTP/1.1\r\nBad Name: 1\r\n\r\n") == [BEGIN]
         talk.connects()
         answer, finish, refusal, close = talk.guest(OK)
-        assert (answer, finish, status(refusal), close) == (body(OK), REUSE, 400, LINGER)
+        assert (answer, finish, status(refusal), close) == (to_client(OK), REUSE, 400, LINGER)
 
     def test_a_lost_guest_leaves_the_next_request_its_chance(self, talk: Talk) -> None:
         talk.client(GET + GET)
@@ -197,8 +191,8 @@ class TestOrder:
 def test_repeated_on_a_stale_connection(talk: Talk, method: bytes) -> None:
     talk.client(request(line=method + b" / HTTP/1.1"))
     ((_, sent),) = talk.connects(reused=True)
-    assert talk.guest_ends() == [("again", b"")]
-    assert talk.connects(reused=False) == [("to guest", sent)]
+    assert talk.guest_ends() == [AGAIN]
+    assert talk.connects(reused=False) == [to_guest(sent)]
 
 
 @pytest.mark.parametrize("method", [b"POST", b"PATCH", b"LOCK", b"get"])
@@ -267,7 +261,7 @@ def test_upgrade_required_says_to_what(talk: Talk) -> None:
     """RFC 9110, 15.5.22."""
     sent_for(talk, GET)
     answer = b"HTTP/1.1 426 Upgrade Required\r\nContent-Length: 0\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
-    assert talk.guest(answer) == [body(answer), REUSE]
+    assert talk.guest(answer) == [to_client(answer), REUSE]
 
 
 def test_the_table_names_tests_that_exist() -> None:

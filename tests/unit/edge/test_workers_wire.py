@@ -57,9 +57,11 @@ reports = st.one_of(
     st.builds(wire.Cancel, numbers),
     st.builds(wire.Counts, st.dictionaries(ids, st.tuples(numbers, numbers, numbers, numbers), max_size=5)),
 )
+words = st.text(max_size=10)
 json = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | texts,
-    lambda inner: st.lists(inner) | st.dictionaries(texts, inner),
+    st.none() | st.booleans() | st.integers() | st.floats() | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=8,
 )
 
 

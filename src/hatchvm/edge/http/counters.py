@@ -8,9 +8,7 @@ from typing import Final
 from prometheus_client.core import CounterMetricFamily
 from prometheus_client.registry import Collector
 
-from hatchvm.domain.route import Route
 from hatchvm.edge.http.ledger import Ledger
-from hatchvm.ports.gate import Gate
 
 _FIGURES: Final = (
     ("hatch_route_requests", "Requests, by route", "requests"),
@@ -23,24 +21,18 @@ _FIGURES: Final = (
 class RouteCounters(Collector):
     """Reads a ledger whenever it is asked."""
 
-    def __init__(self, ledger: Ledger, gate: Gate) -> None:
+    def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
-        self._gate = gate
 
     def describe(self) -> Iterator[CounterMetricFamily]:
         return self._families()
 
     def collect(self) -> Iterator[CounterMetricFamily]:
-        self._ledger.keep(self._exists)
         counts = list(self._ledger.counts.values())
         for family, (_, _, figure) in zip(self._families(), _FIGURES, strict=True):
             for count in counts:
                 family.add_metric([count.route.id, count.route.subdomain], getattr(count, figure))
             yield family
-
-    def _exists(self, route: Route) -> bool:
-        now = self._gate.route(route.subdomain)
-        return now is not None and now.id == route.id
 
     @staticmethod
     def _families() -> Iterator[CounterMetricFamily]:

@@ -32,11 +32,19 @@ class Count:
         self.bytes_out = 0  # to the client
 
 
-class Ledger:
-    """`log_share`: of the exchanges, how many are logged, 0.0 to 1.0; if any are, server errors always are."""
+def _always(route: Route) -> bool:
+    return True
 
-    def __init__(self, log_share: float = 0.0) -> None:
+
+class Ledger:
+    """`log_share`: of the exchanges, how many are logged, 0.0 to 1.0; if any are, server errors always are.
+
+    `exists`: whether a route is there still. One that is not is not counted, though its last exchanges end after it.
+    """
+
+    def __init__(self, log_share: float = 0.0, *, exists: Callable[[Route], bool] = _always) -> None:
         self.log_share = log_share
+        self._exists = exists
         self._counts: dict[str, Count] = {}
 
     @property
@@ -47,6 +55,8 @@ class Ledger:
     def count(self, route: Route, status: int, bytes_in: int, bytes_out: int) -> None:
         count = self._counts.get(route.id)
         if count is None:
+            if not self._exists(route):
+                return
             count = self._counts[route.id] = Count(route)
         count.requests += 1
         count.bytes_in += bytes_in
@@ -67,9 +77,12 @@ class Ledger:
         counts, self._counts = self._counts, {}
         return list(counts.values())
 
-    def keep(self, exists: Callable[[Route], bool]) -> None:
-        """Forget routes that are gone."""
-        self._counts = {key: count for key, count in self._counts.items() if exists(count.route)}
+    def saw_route(self, route: Route, there: bool) -> None:
+        """A route changed, or (not `there`) is gone and forgotten."""
+        if not there:
+            self._counts.pop(route.id, None)
+        elif count := self._counts.get(route.id):
+            count.route = route
 
     def write(self, request: Request, status: int, **fields: Any) -> None:
         """Log an exchange, if it is chosen. The query is left out: people put secrets there."""

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from hatchvm.base.clock import Clock, SystemClock
+from hatchvm.domain.route import Route
 from hatchvm.edge.http.connection import Accepted
 from hatchvm.edge.http.connector import Connector
 from hatchvm.edge.http.h2.door import Door
@@ -43,7 +44,7 @@ class ProxyServer:
         Durations are seconds.
         """
         self.gate = gate
-        self.ledger = Ledger(access_log)
+        self.ledger = Ledger(access_log, exists=self._leads)
         self.hosts = Hosts(gate, base_domains)
         self.limits = Limits(
             wake_timeout_s=wake_timeout_s,
@@ -110,6 +111,10 @@ class ProxyServer:
     def buffered_bytes(self) -> int:
         """What clients and guests sent and the other side has not taken yet."""
         return sum(connection.buffered_bytes for connection in self._connections)
+
+    def _leads(self, route: Route) -> bool:
+        now = self.gate.route(route.subdomain)
+        return now is not None and now.id == route.id
 
     # -- connection.House
 

@@ -17,10 +17,27 @@ Said: TypeAlias = tuple[str, bytes]
 """What the relay did: `to guest` and `to client` with bytes; `begin` with the host; `again`, `end guest`, `end client`,
 `abort`; `finish` with `reuse` or nothing; `close` with `linger` or nothing."""
 
+REUSE: Final[Said] = "finish", b"reuse"
+DROP: Final[Said] = "finish", b""
+CLOSE: Final[Said] = "close", b""
+LINGER: Final[Said] = "close", b"linger"
+AGAIN: Final[Said] = "again", b""
+END_GUEST: Final[Said] = "end guest", b""
+END_CLIENT: Final[Said] = "end client", b""
+ABORT: Final[Said] = "abort", b""
+
 #: What a request is called that brought no id.
 OWN_ID: Final = b"r-1"
 _NO_SUBDOMAIN: Final = Refusal(status=502, sentence="no subdomain in host header")
 _WRITES: Final = frozenset({"to guest", "to client"})
+
+
+def to_client(data: bytes) -> Said:
+    return "to client", data
+
+
+def to_guest(data: bytes) -> Said:
+    return "to guest", data
 
 
 class Talk:
@@ -36,6 +53,15 @@ class Talk:
         self._relay.client_made(forwarded, repeat(OWN_ID))
         self._pooled = pooled
         self._new = 0
+
+    @property
+    def phase(self) -> Phase:
+        return self._relay.phase
+
+    @property
+    def backlogged(self) -> bool:
+        """The client is to be read no further for now."""
+        return self._relay.backlogged
 
     @property
     def waits_for_guest(self) -> bool:
@@ -101,9 +127,9 @@ class Talk:
         self._relay.upstream_eof()
         return self._news()
 
-    def guest_breaks(self) -> list[Said]:
-        """Its connection was reset."""
-        self._relay.upstream_lost(broken=True)
+    def guest_breaks(self, *, reset: bool = True) -> list[Said]:
+        """Its connection is gone: reset, or closed in good order."""
+        self._relay.upstream_lost(broken=reset)
         return self._news()
 
     # -- edge.http.proto.commands.Out

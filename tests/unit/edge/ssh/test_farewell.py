@@ -31,7 +31,7 @@ def test_a_line_an_identification_and_a_disconnect_message() -> None:
     assert _disconnect(packet) == line
 
 
-@given(st.text(max_size=400))
+@given(st.text(max_size=40).map(lambda text: text * 10))
 def test_whatever_the_sentence_the_form_holds(sentence: str) -> None:
     line, identification, packet = farewell(sentence).split(b"\r\n", 2)
     assert len(line) <= 253
