@@ -143,7 +143,7 @@ class BridgeNetwork:
         return taken
 
     async def _welcome(self, seat: Seat, arrive: Arrive) -> None:
-        """Plug in the TAP that arrives. A guest that slept may be dialled at once: its first packet must not be lost."""
+        """Plug in the TAP that arrives. A guest may be dialled at once: its first packet must not be lost."""
         await self._when(arrive, seat, instead=_HELD)
         await self._inside(self._connect, seat)
         await self._when(lambda: self._inside(self._through, seat), seat, instead="does not come up; start it again")
