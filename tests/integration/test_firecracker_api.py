@@ -303,6 +303,9 @@ def test_a_diff_holds_what_was_written_since_the_last_snapshot(fresh: Talk) -> N
         assert (fresh.folder / name).stat().st_size == MEM_MIB * MIB
         assert fresh.patch("/vm", state="Resumed") == 204
         assert fresh.patch("/vm", state="Paused") == 204
+    assert snapshot(fresh, "Diff", "last") == 204
+    assert snapshot(fresh, "Diff", "again") == 204
+    assert len(held(fresh.folder / "again")) < 8, "nothing ran"
     assert snapshot(fresh, "Full", "whole") == 204
     first, second, third, whole = (held(fresh.folder / name) for name in ("first", "second", "third", "whole"))
     assert 0 < len(third) < 400

@@ -73,7 +73,7 @@ def space() -> Iterator[Namespace]:
         made.remove()
 
 
-def start(vm: Talk, boot_args: str = "", *, card: bool = False, vsock: bool = False) -> None:
+def start(vm: Talk, boot_args: str = "", *, card: bool = False, vsock: bool = False, balloon: bool = False) -> None:
     assert vm.put("/machine-config", vcpu_count=1, mem_size_mib=MEM_MIB, track_dirty_pages=True) == 204
     assert vm.put("/boot-source", kernel_image_path="kernel", boot_args=boot_args) == 204
     assert vm.put("/drives/disk", drive_id="disk", is_root_device=False, path_on_host="disk") == 204
@@ -81,6 +81,8 @@ def start(vm: Talk, boot_args: str = "", *, card: bool = False, vsock: bool = Fa
         assert vm.put("/network-interfaces/eth0", **CARD) == 204
     if vsock:
         assert vm.put("/vsock", guest_cid=3, uds_path="vsock") == 204
+    if balloon:
+        assert vm.put("/balloon", amount_mib=0, deflate_on_oom=True, free_page_reporting=True) == 204
     assert vm.put("/actions", action_type="InstanceStart") == 204
 
 
@@ -101,7 +103,7 @@ def wake(vm: Talk, **more: Any) -> None:
 
 def test_a_guest_lives_in_its_memory_and_its_disk(firecracker: Path, folder: Path, bin_folder: Path) -> None:
     with talk(firecracker, folder) as vm:
-        start(vm)
+        start(vm, balloon=True)
         sleep(vm)
     first = read_guest(folder / "memory")
     assert first["ticks"] == read_guest(folder / "disk")["ticks"] == 2
@@ -166,15 +168,17 @@ def test_memory_that_changes_under_a_guest_is_noticed(firecracker: Path, folder:
 def test_a_guest_runs_on_pages_that_a_handler_installs(firecracker: Path, folder: Path, bin_folder: Path) -> None:
     elsewhere = {"mem_backend": {"backend_type": "Uffd", "backend_path": "faults.sock"}}
     with talk(firecracker, folder) as vm:
-        start(vm)
+        start(vm, balloon=True)
         sleep(vm)
     with serving(folder / "memory", folder / "faults.sock") as handler, talk(firecracker, folder) as vm:
         assert vm.put("/snapshot/load", **LOAD | elsewhere) == 204
         assert handler.served == [], "a paused guest asks for nothing"
         assert vm.patch("/vm", state="Resumed") == 204
+        assert vm.patch("/vm", state="Paused") == 204
         vm.kill()
     assert 0 in handler.served
     assert len(handler.served) > 8
+    assert handler.removed == {MEM_MIB * MIB // 4096 - 1}, "the page that the guest gave back"
     assert violations(bin_folder / RECORD) == []
     lose_a_page(folder)
     with serving(folder / "memory", folder / "faults.sock"), talk(firecracker, folder) as vm:
@@ -182,6 +186,44 @@ def test_a_guest_runs_on_pages_that_a_handler_installs(firecracker: Path, folder
         assert vm.patch("/vm", state="Resumed") == 204
         vm.kill()
     assert len(violations(bin_folder / RECORD)) == 1
+
+
+@AS_ROOT
+def test_a_page_that_comes_back_full_is_noticed(firecracker: Path, folder: Path, bin_folder: Path) -> None:
+    elsewhere = {"mem_backend": {"backend_type": "Uffd", "backend_path": "faults.sock"}}
+    with talk(firecracker, folder) as vm:
+        start(vm, balloon=True)
+        sleep(vm)
+    with (folder / "memory").open("r+b") as memory:
+        os.pwrite(memory.fileno(), b"stale", (MEM_MIB * MIB) - 4096)
+    with serving(folder / "memory", folder / "faults.sock") as handler, talk(firecracker, folder) as vm:
+        handler.forgets = True
+        assert vm.put("/snapshot/load", **LOAD | elsewhere) == 204
+        for state in ("Resumed", "Paused"):
+            assert vm.patch("/vm", state=state) == 204
+        vm.kill()
+    assert "came back" in violations(bin_folder / RECORD)[0]
+
+
+@AS_ROOT
+def test_a_handler_is_told_of_huge_pages(firecracker: Path, folder: Path, bin_folder: Path) -> None:
+    elsewhere = {"mem_backend": {"backend_type": "Uffd", "backend_path": "faults.sock"}}
+    with talk(firecracker, folder) as vm:
+        assert vm.put("/machine-config", vcpu_count=1, mem_size_mib=MEM_MIB, huge_pages="2M") == 204
+        assert vm.put("/boot-source", kernel_image_path="kernel") == 204
+        assert vm.put("/actions", action_type="InstanceStart") == 204
+        assert vm.patch("/vm", state="Paused") == 204
+        assert vm.put("/snapshot/create", snapshot_path="state", mem_file_path="memory") == 204
+    with talk(firecracker, folder) as vm:
+        assert vm.put("/snapshot/load", **LOAD) == 400, "a file cannot be mapped so"
+        assert vm.exit_code() == 1
+    with serving(folder / "memory", folder / "faults.sock") as handler, talk(firecracker, folder) as vm:
+        assert vm.put("/snapshot/load", **LOAD | elsewhere | {"track_dirty_pages": False}) == 204
+        assert vm.patch("/vm", state="Resumed") == 204
+        vm.kill()
+    (region,) = handler.regions
+    assert (region["page_size"], region["base_host_virt_addr"] % (2 * MIB)) == (2 * MIB, 0)
+    assert violations(bin_folder / RECORD) == []
 
 
 # --- its network

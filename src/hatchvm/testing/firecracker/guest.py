@@ -26,14 +26,18 @@ _WORDS: Final = ("ip", "gw", "agent", "pages")
 
 
 class Guest:
-    """`disk`: a descriptor of its first writable drive. `violated` is told what does not fit."""
+    """`disk`: a descriptor of its first writable drive. `violated` is told what does not fit. `reports`: free pages."""
 
-    def __init__(self, memory: Memory, disk: int | None, violated: Callable[[str], None]) -> None:
+    def __init__(
+        self, memory: Memory, disk: int | None, violated: Callable[[str], None], *, reports: bool = False
+    ) -> None:
         self.memory = memory
         self.disk = disk
         self.record: dict[str, Any] = {}
         self._loaded: dict[str, Any] | None = None
         self._violated = violated
+        self._reports = reports
+        self._gave_back = False
 
     def boot(self, boot_args: str) -> None:
         told = dict(word.removeprefix("standin.").split("=", 1) for word in boot_args.split() if _is_told(word))
@@ -78,10 +82,20 @@ class Guest:
         self.record["ticks"] += 1
         for page in self._work(self.record["ticks"]):
             self.memory.write(page, self._content(page, self.record["ticks"]))
+        if self._reports:
+            self._give_back(self.memory.size // PAGE - 1)
         self.memory.write(0, json.dumps(self.record).encode())
         if self.disk is not None:
             content = json.dumps({"ticks": self._read_disk()["ticks"] + 1}).encode()
             os.pwrite(self.disk, content.ljust(_BLOCK, b"\0"), 0)
+
+    def _give_back(self, page: int) -> None:
+        """Use a page, and report it as free. It must not come back with what it held."""
+        if self._gave_back and any(self.memory.read(page)):
+            self._violated(f"page {page} came back with what it held when it was given back")
+        self.memory.write(page, bytes([1]) * PAGE)
+        self.memory.give_back(page)
+        self._gave_back = True
 
     def _compare(self, saved: dict[str, Any]) -> None:
         memory, disk = _parsed(self.memory.read(0)), self._read_disk()
@@ -95,10 +109,10 @@ class Guest:
 
     def _work(self, tick: int) -> Iterator[int]:
         """Which pages it writes then: some next to one another, others far away."""
-        many = min(int(self.told.get("pages", _PAGES)), self.memory.size // PAGE - 1)
+        many = min(int(self.told.get("pages", _PAGES)), self.memory.size // PAGE - 2)
         for number in range(many):
             seed = hashlib.blake2b(f"{self.record['life']} {tick} {number // 2}".encode(), digest_size=8).digest()
-            yield 1 + (int.from_bytes(seed, "big") + number % 2) % (self.memory.size // PAGE - 1)
+            yield 1 + (int.from_bytes(seed, "big") + number % 2) % (self.memory.size // PAGE - 2)
 
     def _content(self, page: int, tick: int) -> bytes:
         return hashlib.blake2b(f"{self.record['life']} {tick} {page}".encode()).digest() * (PAGE // 64)

@@ -16,7 +16,7 @@ from hatchvm.testing.firecracker import agent, snapshot
 from hatchvm.testing.firecracker.api import NOT_OF_A_BOOT, Phase
 from hatchvm.testing.firecracker.card import Card
 from hatchvm.testing.firecracker.guest import Guest
-from hatchvm.testing.firecracker.memory import Memory
+from hatchvm.testing.firecracker.memory import PAGE, Memory
 from hatchvm.testing.firecracker.record import Record
 from hatchvm.testing.firecracker.web import PORT, Web
 
@@ -193,10 +193,14 @@ class Machine:
         self._check_kernel(Path(boot["kernel_image_path"]))
         machine = self._config["machine-config"]
         memory = Memory.anonymous(machine["mem_size_mib"] * MIB, track=machine["track_dirty_pages"])
-        guest = Guest(memory, self._first_writable(), self._violated)
+        guest = self._guest_of(memory)
         await self._bring_up(guest, lambda: guest.boot(boot.get("boot_args", "")))
         self._run(Phase.RUNNING)
         os.write(self._console, b"standin: booted\n")
+
+    def _guest_of(self, memory: Memory) -> Guest:
+        reports = self._config.get("balloon", {}).get("free_page_reporting", False)
+        return Guest(memory, self._first_writable(), self._violated, reports=reports)
 
     def _check_kernel(self, path: Path) -> None:
         with path.open("rb") as kernel:
@@ -289,7 +293,7 @@ class Machine:
             self._cards[name] = Card(card["host_dev_name"])
         if "vsock" in self._config:
             self._listener = agent.listen(self._config["vsock"]["uds_path"])
-        guest = Guest(memory, self._first_writable(), self._violated)
+        guest = self._guest_of(memory)
         await self._bring_up(guest, lambda: guest.load(content["guest"]))
         if self._vsock is not None and not body.get("clock_realtime"):
             self._vsock.behind_s = _now() - content["time"]
@@ -303,7 +307,9 @@ class Machine:
     def _map(self, backend: Mapping[str, str], track: bool) -> Memory:
         machine = self._config["machine-config"]
         if backend["backend_type"] == "Uffd":
-            return Memory.of_faults(backend["backend_path"], machine["mem_size_mib"] * MIB, track=track)
+            page_size = 2 * MIB if machine["huge_pages"] == "2M" else PAGE
+            size = machine["mem_size_mib"] * MIB
+            return Memory.of_faults(backend["backend_path"], size, track=track, page_size=page_size)
         if machine["huge_pages"] == "2M":
             raise Refused("huge pages are restored by page faults only")
         return Memory.of_file(backend["backend_path"], machine["mem_size_mib"] * MIB, track=track)

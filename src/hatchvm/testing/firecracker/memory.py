@@ -19,6 +19,7 @@ _API, _REGISTER, _NEW = 0xC018AA3F, 0xC020AA00, 0xAA00
 _UFFD_API: Final = 0xAA
 _EVENT_REMOVE: Final = 1 << 3
 _MISSING: Final = 1
+_MAP_FIXED: Final = 0x10
 _SYSCALL: Final = {"x86_64": 323, "aarch64": 282}
 _libc: Final = ctypes.CDLL(None, use_errno=True)
 
@@ -26,15 +27,20 @@ _libc: Final = ctypes.CDLL(None, use_errno=True)
 class Memory:
     """`dirty`: pages written since `clean`, None if they are not tracked."""
 
-    def __init__(self, mapping: mmap.mmap, *, track: bool) -> None:
+    def __init__(self, mapping: mmap.mmap, size: int, *, track: bool, align: int = PAGE, of_file: bool = False) -> None:
+        """`mapping`: has room for `size` from an address on that is aligned."""
+        self.size = size
         self._map = mapping
+        self._start = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        self._base = -self._start % align
+        self._of_file = of_file
         self._track = track
         self._dirty: set[int] = set()
         self._held: list[object] = []
 
     @classmethod
     def anonymous(cls, size: int, *, track: bool) -> Memory:
-        return cls(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), track=track)
+        return cls(mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS), size, track=track)
 
     @classmethod
     def of_file(cls, path: str, size: int, *, track: bool) -> Memory:
@@ -46,34 +52,46 @@ class Memory:
             mapping = mmap.mmap(fd, size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
         finally:
             os.close(fd)
-        return cls(mapping, track=track)
+        return cls(mapping, size, track=track, of_file=True)
 
     @classmethod
-    def of_faults(cls, path: str, size: int, *, track: bool) -> Memory:
-        """Anonymous; its missing pages are installed by whoever listens at that socket. Raises OSError."""
-        memory = cls.anonymous(size, track=track)
-        address = ctypes.addressof(ctypes.c_char.from_buffer(memory._map))
+    def of_faults(cls, path: str, size: int, *, track: bool, page_size: int = PAGE) -> Memory:
+        """Anonymous; its missing pages are installed by whoever listens at that socket. Raises OSError.
+
+        `page_size`: what the handler is told. The pages are small ones, so no host need have set large ones aside.
+        """
+        mapping = mmap.mmap(-1, size + page_size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory = cls(mapping, size, track=track, align=page_size)
+        address = memory._start + memory._base
         uffd = _userfaultfd()
         fcntl.ioctl(uffd, _API, struct.pack("=QQQ", _UFFD_API, _EVENT_REMOVE, 0))
         fcntl.ioctl(uffd, _REGISTER, struct.pack("=QQQQ", address, size, _MISSING, 0))
         region = {"base_host_virt_addr": address, "size": size, "offset": 0}
-        region |= {"page_size": PAGE, "page_size_kib": PAGE}
+        region |= {"page_size": page_size, "page_size_kib": page_size}
         handler = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         handler.connect(path)
         socket.send_fds(handler, [json.dumps([region]).encode()], [uffd])
         memory._held += [handler, uffd]  # Firecracker closes neither
         return memory
 
-    @property
-    def size(self) -> int:
-        return len(self._map)
-
     def read(self, page: int) -> bytes:
-        return self._map[page * PAGE : (page + 1) * PAGE]
+        at = self._base + page * PAGE
+        return self._map[at : at + PAGE]
 
     def write(self, page: int, content: bytes) -> None:
-        self._map[page * PAGE : (page + 1) * PAGE] = content.ljust(PAGE, b"\0")
+        at = self._base + page * PAGE
+        self._map[at : at + PAGE] = content.ljust(PAGE, b"\0")
         self._dirty.add(page)
+
+    def give_back(self, page: int) -> None:
+        """What a balloon does with a page that the guest reports as free: it holds zeros from now on."""
+        address = ctypes.c_void_p(self._start + self._base + page * PAGE)
+        if self._of_file:
+            protection = mmap.PROT_READ | mmap.PROT_WRITE
+            flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_FIXED
+            _libc.mmap(address, ctypes.c_size_t(PAGE), protection, flags, -1, ctypes.c_long(0))
+        else:
+            _libc.madvise(address, ctypes.c_size_t(PAGE), mmap.MADV_DONTNEED)
 
     def save(self, path: str, *, diff: bool, full_after: int | None) -> None:
         """Into the file as it is, unless it has another size. The log starts afresh once all is on disk.
