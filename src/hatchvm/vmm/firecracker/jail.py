@@ -24,7 +24,6 @@ import errno
 import os
 import shutil
 import stat
-import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +33,7 @@ from hatchvm.base.errors import Unsupported
 from hatchvm.base.paths import VMPaths
 from hatchvm.vmm.firecracker import mounts, uids
 from hatchvm.vmm.firecracker.box import Entry, Limits, found, told, whole
+from hatchvm.vmm.firecracker.version import parse, say
 
 #: What link(2) says where a hard link is not possible: another file system, one without links, a file that forbids it.
 _NO_LINK: Final = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS})
@@ -42,7 +42,6 @@ _CONTROLLERS: Final = frozenset({"cpu", "memory", "pids"})
 #: Open files: one for each of vsock's connections, of which Firecracker has 1023 at most, and some dozens beside.
 _OPEN_FILES: Final = 2048
 _PERIOD_US: Final = 100_000
-_TIMEOUT_S: Final = 20.0
 _OFF: Final = "or set HATCH_JAIL=off for development"
 
 
@@ -57,8 +56,9 @@ class Jail:
     async def check(self, binary: Path) -> str:
         if os.geteuid() != 0:
             raise Unsupported(f"a jail needs root; run Hatch as root, {_OFF}")
-        mine, its = await asyncio.gather(asyncio.to_thread(_version, self.jailer), asyncio.to_thread(_version, binary))
-        if mine != its:
+        mine = parse(await asyncio.to_thread(say, self.jailer, "--version"), "Jailer")
+        its = parse(await asyncio.to_thread(say, binary, "--version"), "Firecracker")
+        if mine is None or mine != its:
             raise Unsupported(f"{self.jailer} is version {mine}, Firecracker is {its}; install both from one release")
         if self.parent is None:
             return "jailed, without limits"
@@ -161,17 +161,6 @@ def _linked(entry: Entry, root: Path, uid: int) -> bool:
             return False
         raise
     return True
-
-
-def _version(program: Path) -> str:
-    """`1.16.1` of `Jailer v1.16.1`; log lines may follow."""
-    try:
-        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True, timeout=_TIMEOUT_S)
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise Unsupported(
-            f"{program} does not run; install it from Firecracker's release", detail=repr(error)
-        ) from error
-    return said.stdout.partition("\n")[0].rpartition(" v")[2]
 
 
 def _hierarchy() -> Path | None:

@@ -86,20 +86,21 @@ def installed(binary: str) -> Installed:
     if found is None:
         raise Unsupported(f"{binary} is not installed; see `hatchvm doctor`")
     path = Path(found).resolve()
-    version = parse(_say(path, "--version"), "Firecracker")
+    version = parse(say(path, "--version"), "Firecracker")
     if version is None:
         raise Unsupported(f"{binary} is no Firecracker: it does not say its version")
     if version.numbers < OLDEST.numbers:
         raise Unsupported(f"Firecracker {version} is too old: {OLDEST} or newer is needed; see `hatchvm doctor`")
     if version.major >= _ANOTHER_API:
         raise Unsupported(f"Firecracker {version} is newer than what Hatch knows: use a 1.x from {OLDEST} on")
-    snapshot_version = parse(_say(path, "--snapshot-version"))
+    snapshot_version = parse(say(path, "--snapshot-version"))
     if snapshot_version is None:
         raise Unsupported(f"{binary} does not say which snapshots it reads")
     return Installed(path, version, snapshot_version)
 
 
-def _say(path: Path, question: str) -> str:
+def say(path: Path, question: str) -> str:
+    """What the program answers on stdout. Raises Unsupported if it does not run."""
     try:
         return subprocess.run(
             [path, question], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True, timeout=_TIMEOUT_S
