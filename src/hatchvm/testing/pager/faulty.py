@@ -78,9 +78,14 @@ class Guest:
     def read(self, offset: int, length: int) -> bytes:
         return self._do({"read": [[[offset, length]]]})
 
-    def read_at_once(self, spans: Sequence[Sequence[tuple[int, int]]]) -> bytes:
-        """Each inner sequence by a thread of its own; the answer is in the order of the argument."""
-        return self._do({"read": [list(map(list, some)) for some in spans]})
+    def read_at_once(
+        self, spans: Sequence[Sequence[tuple[int, int]]], meanwhile: Sequence[tuple[int, int]] = ()
+    ) -> bytes:
+        """Each inner sequence by a thread of its own; the answer is in the order of the argument.
+
+        `meanwhile`: what is given back, one after the other.
+        """
+        return self._do({"read": spans, "meanwhile": meanwhile})
 
     def write(self, offset: int, data: bytes) -> None:
         self._do({"write": offset, "data": data.hex()})
@@ -167,15 +172,21 @@ class _Memory:
     def do(self, request: dict[str, Any]) -> bytes:
         if "read" in request:
             with ThreadPoolExecutor(len(request["read"])) as pool:
-                return b"".join(pool.map(self._read, request["read"]))
+                parts = pool.map(self._read, request["read"])
+                for offset, length in request.get("meanwhile", ()):
+                    self._give_back(offset, length)
+                return b"".join(parts)
         if "write" in request:
             region, _, at = self._place(request["write"])
             data = bytes.fromhex(request["data"])
             region[at : at + len(data)] = data
         if "drop" in request:
-            region, _, at = self._place(request["drop"][0])
-            region.madvise(mmap.MADV_DONTNEED, at, request["drop"][1])
+            self._give_back(*request["drop"])
         return self._resident() if "resident" in request else b""
+
+    def _give_back(self, offset: int, length: int) -> None:
+        region, _, at = self._place(offset)
+        region.madvise(mmap.MADV_DONTNEED, at, length)
 
     def _place(self, offset: int) -> tuple[mmap.mmap, int, int]:
         for (start, size, region), address in zip(self._regions, self._addresses, strict=True):
