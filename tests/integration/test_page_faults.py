@@ -115,7 +115,7 @@ def everything(stored: Stored) -> set[int]:
 def needed(stored: Stored, blocks: list[int]) -> set[int]:
     """The frames in which these blocks of the memory are."""
     memory = next(stream for stream in stored.manifest.streams if stream.name == MEMORY_FILE)
-    return {int(slot - 1) // stored.manifest.frame_slots for slot in memory.slots[blocks]}
+    return {(int(slot) - 1) // stored.manifest.frame_slots for slot in memory.slots[blocks]}
 
 
 def damage(stored: Stored, frames: set[int]) -> None:
@@ -187,8 +187,16 @@ def test_threads_that_fault_at_once_all_get_what_is_theirs(paths: VMPaths, store
 
 def test_threads_fault_while_others_give_back(paths: VMPaths, stored: Stored) -> None:
     dice, spans = random.Random(5), []
+    holds = {
+        frame: {page for page in range(SIZE // PAGE) if needed(stored, [page]) == {frame}}
+        for frame in everything(stored)
+    }
+    lost = next(frame for frame, held in holds.items() if held and min(held) >= 3 * MIB // PAGE and not held & {*ORDER})
+    damage(stored, {lost})  # or all would be installed soon
     for _ in range(4):
-        mine = [(at, PAGE) for at in range(0, SIZE, PAGE) if not 2 * MIB <= at < 3 * MIB]
+        mine = [
+            (at, PAGE) for at in range(0, SIZE, PAGE) if not 2 * MIB <= at < 3 * MIB and at // PAGE not in holds[lost]
+        ]
         dice.shuffle(mine)
         spans.append(mine)
     dropped = [(2 * MIB + dice.randrange(200) * PAGE, dice.randrange(1, 50) * PAGE) for _ in range(400)]
