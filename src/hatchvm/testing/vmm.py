@@ -145,10 +145,11 @@ class Machines:
 
 
 def _fault(plan: LaunchPlan) -> None:
-    """Wait for the guest's page, as a VMM does whose memory is served by faults."""
-    with guest(plan.paths.faults, [(0, plan.mem_mib * MIB)]) as vmm:
+    """Wait for all of the memory, as a VMM does that has it served by faults: from then on its file is whole."""
+    size = plan.mem_mib * MIB
+    with guest(plan.paths.faults, [(0, size)]) as vmm:
         try:
-            vmm.read(0, _BLOCK)
+            vmm.read_at_once([[(at, 1) for at in range(0, size, _BLOCK)]])
         except EOFError as error:
             raise Unavailable("the VMM ended while the guest's memory was loaded") from error
 
@@ -306,7 +307,7 @@ class FakeDriver:
 
     name = "fake"
     taps: Literal["fd", "name"] = "fd"
-    #: With `faults` the first page comes through a real userfaultfd; then the file that the pager fills is the memory.
+    #: With `faults` all pages come through a real userfaultfd; then the file that the pager fills is the memory.
     lazy_memory: Literal["file", "faults"] = "file"
 
     def __init__(self, machines: Machines, hook: Hook = no_hook) -> None:
