@@ -109,18 +109,6 @@ def test_a_vm_moves_into_a_jail_and_out_again(paths: VMPaths, kernel: Path) -> N
 
 
 @pytest.mark.parametrize("box", BOXES)
-def test_a_running_process_is_given_a_file_again(box: Box, paths: VMPaths, kernel: Path) -> None:
-    changes = Entry("changes", paths.changes, writable=True)
-    box.furnish(paths, BINARY, [*entries(paths, kernel), changes])
-    box.settle(paths)
-    (paths.box / "changes").write_bytes(b"first")
-    paths.changes.rename(paths.memory)
-    box.put(paths, changes)
-    (paths.box / "changes").write_bytes(b"second")
-    assert paths.memory.read_bytes() == b"first" and paths.changes.read_bytes() == b"second"
-
-
-@pytest.mark.parametrize("box", BOXES)
 def test_a_file_that_is_not_there_leaves_nothing(box: Box, paths: VMPaths, kernel: Path) -> None:
     gone = [*entries(paths, kernel), Entry("seed", paths.seed, writable=False)]
     with pytest.raises(Unavailable, match="the VM's files could not be put before Firecracker"):

@@ -78,7 +78,8 @@ def _as_root(point: Path) -> int:
         fd = os.open(_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise Unsupported(f"{_DEVICE} cannot be used: {error.strerror}; load the fuse module") from error
-    options = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()}"
+    # A jailed VMM is another user. Nobody else gets here: the folder above lets only root in.
+    options = f"fd={fd},rootmode=40000,user_id={os.getuid()},group_id={os.getgid()},allow_other"
     if _libc.mount(b"hatchvm", os.fsencode(point), b"fuse.hatchvm", _NOSUID | _NODEV, options.encode()):
         number = ctypes.get_errno()
         os.close(fd)

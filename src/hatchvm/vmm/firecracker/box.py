@@ -26,8 +26,9 @@ from hatchvm.base.paths import VMPaths
 class Entry:
     """One file inside.
 
-    `name`: a plain name. `path`: where it is on the host, absolute. `writable`: it is the VM's own and will belong to
-    its user, and is made, empty, if it is not there; all others are shared, stay whose they are and are only read.
+    `name`: a plain name. `path`: where it is on the host, absolute; a socket, too. `writable`: it is the VM's own and
+    will belong to its user, and is made, empty, if it is not there; all others are shared, stay whose they are and are
+    only read.
     """
 
     name: str
@@ -54,9 +55,6 @@ class Box(Protocol):
 
     def furnish(self, paths: VMPaths, binary: Path, entries: Sequence[Entry]) -> None:
         """Make `paths.box` anew with these in it, while no process is inside. If it raises, nothing is left."""
-
-    def put(self, paths: VMPaths, entry: Entry) -> None:
-        """Give the process that runs inside one of the VM's own files, in place of what has the name there."""
 
     def command(self, paths: VMPaths, binary: Path, args: Sequence[str], limits: Limits) -> tuple[list[str], Path]:
         """The arguments, and the working directory, of the process that becomes Firecracker.
@@ -85,14 +83,8 @@ class Bare:
         with whole(self, paths):
             paths.box.mkdir(mode=0o700)
             for entry in entries:
-                self.put(paths, entry)
-
-    def put(self, paths: VMPaths, entry: Entry) -> None:
-        with told():
-            found(entry)
-            inside = paths.box / entry.name
-            inside.unlink(missing_ok=True)
-            inside.symlink_to(entry.path)
+                found(entry)
+                (paths.box / entry.name).symlink_to(entry.path)
 
     def command(self, paths: VMPaths, binary: Path, args: Sequence[str], limits: Limits) -> tuple[list[str], Path]:
         return [str(binary), "--id", paths.root.name, *args], paths.box
@@ -110,8 +102,8 @@ class Bare:
 
 def found(entry: Entry) -> os.stat_result:
     """Of the entry's file, which is made if it may be. Raises OSError."""
-    if entry.writable:
-        os.close(os.open(entry.path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    if entry.writable and not entry.path.exists():  # a socket cannot be opened
+        entry.path.touch(mode=0o600)
     return entry.path.stat()
 
 

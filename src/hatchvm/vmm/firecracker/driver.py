@@ -91,7 +91,8 @@ class FirecrackerDriver:
             entries.append(Entry(requests.INITRD, plan.boot.initrd, writable=False))
         entries.append(Entry(requests.CHANGES, paths.memory, writable=True))
         try:
-            return await self._start(plan, self._installed[0], entries, requests.boot(plan, self._devices), clock=False)
+            talk = requests.boot(plan, self._devices)
+            return await self._start(plan, self._installed[0], entries, talk, [requests.START], clock=False)
         except Refused as error:
             raise Unsupported(f"the VMM did not start the guest: {error.detail}", detail=error.detail) from error
 
@@ -119,11 +120,13 @@ class FirecrackerDriver:
     async def _load(self, plan: LaunchPlan, reader: Installed, entries: Sequence[Entry]) -> Firecracker:
         """A host whose clock was not to be relied upon when the state was written gives no clock to the guest."""
         try:
-            return await self._start(plan, reader, entries, requests.load(plan, self._devices, clock=True), clock=True)
+            talk = requests.load(plan, self._devices, clock=True)
+            return await self._start(plan, reader, entries, talk, clock=True)
         except Refused as error:
             if "clock_realtime" not in error.detail:
                 raise
-        return await self._start(plan, reader, entries, requests.load(plan, self._devices, clock=False), clock=False)
+        talk = requests.load(plan, self._devices, clock=False)
+        return await self._start(plan, reader, entries, talk, clock=False)
 
     async def adopt(self, plan: LaunchPlan) -> Firecracker | None:
         found = process.find(_marks(plan.paths))
@@ -152,9 +155,19 @@ class FirecrackerDriver:
         return found is not None
 
     async def _start(
-        self, plan: LaunchPlan, binary: Installed, entries: Sequence[Entry], talk: Iterable[Request], *, clock: bool
+        self,
+        plan: LaunchPlan,
+        binary: Installed,
+        entries: Sequence[Entry],
+        talk: Iterable[Request],
+        last: Iterable[Request] = (),
+        *,
+        clock: bool,
     ) -> Firecracker:
-        """A process that has answered every request of `talk`, or none. Raises Refused with what it said."""
+        """A process that has answered all of `talk`, then of `last`, or none. Raises Refused with what it said.
+
+        Its guest does not run before it is on the network: a daemon that dies in between leaves none that runs without.
+        """
         paths, nest = plan.paths, plan.net.nest if plan.net else None
         if nest is not None:
             await nest.lay(self._box.uid(paths))
@@ -168,6 +181,8 @@ class FirecrackerDriver:
                 await api.send(request, timeout_s=_START_S)
             if nest is not None:
                 await nest.plug(child.pid)
+            for request in last:
+                await api.send(request, timeout_s=_START_S)
         except BaseException as error:
             if api is not None:
                 await api.close()

@@ -90,13 +90,6 @@ class Jail:
                 (root / entry.name).touch(mode=0o600)
                 mounts.bind(entry.path, root / entry.name, writable=entry.writable)
 
-    def put(self, paths: VMPaths, entry: Entry) -> None:
-        uid = self.uid(paths)
-        with told():
-            (paths.box / entry.name).unlink(missing_ok=True)
-            if not _linked(entry, paths.box, uid):
-                raise OSError(errno.EXDEV, "a running process can be given files by hard link only", str(entry.path))
-
     def command(self, paths: VMPaths, binary: Path, args: Sequence[str], limits: Limits) -> tuple[list[str], Path]:
         uid = str(self.uid(paths))
         argv = [str(self.jailer.resolve()), "--id", paths.root.name, "--exec-file", str(binary.resolve())]

@@ -61,13 +61,12 @@ CONSOLE: Final = Request("PUT", "/serial", {"rate_limiter": _CONSOLE})
 
 
 def boot(plan: LaunchPlan, devices: Devices) -> Iterator[Request]:
-    """From a fresh process to a running guest. Device names in the guest follow this order: the disk is `vda`."""
+    """Everything before START. Device names in the guest follow this order: the disk is `vda`."""
     yield CONSOLE
     yield Request("PUT", "/machine-config", _machine(plan, devices))
     source = {"kernel_image_path": KERNEL, "boot_args": boot_args(plan)}
     yield Request("PUT", "/boot-source", source | ({"initrd_path": INITRD} if plan.boot.initrd else {}))
     yield from _devices(plan, devices)
-    yield START
 
 
 def load(plan: LaunchPlan, devices: Devices, *, clock: bool) -> Iterator[Request]:

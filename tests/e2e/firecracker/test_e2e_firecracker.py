@@ -1,11 +1,13 @@
 """The daemon with Firecracker, as a user starts it on a host with a bridge. All is real but the virtual machine: the
-stand-in's guest is on the bridge, on its disk, and in its memory, and writes down whatever would have harmed a real one.
+stand-in's guest is on the bridge, on its disk, and in its memory, and writes down whatever would have harmed a real
+one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import subprocess
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,7 +54,7 @@ def house(played: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ch
         yield child
     finally:
         child.end()
-        child.run("network", "remove")
+        subprocess.run(["hatchvm", "network", "remove"], env=os.environ | settings, check=True)
 
 
 @pytest.fixture(scope="module")
