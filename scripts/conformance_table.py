@@ -67,7 +67,7 @@ def main(argv: list[str]) -> int:
     """The exit code: 0 unless a test failed, or the page is not that of the tests."""
     check = argv == ["--check"]
     tests = Tests()
-    how = ["-p", "no:cacheprovider", *(["--collect-only", "-qqq"] if check else ["-q"])]
+    how = ["--collect-only", "-qqq"] if check else ["-q"]
     status = pytest.main([*how, *TESTS], plugins=[tests])
     problems = list(tests.wrong)
     if check:
