@@ -35,6 +35,7 @@ soak: setup ## what takes too long for every change: a Debian guest, fifty VMs o
 
 check: setup ## lint, types, architecture
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports && $(BIN)/python scripts/sizes.py
+	@$(BIN)/python scripts/conformance_table.py --check
 
 fmt: setup ## format and mend what can be mended
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -73,9 +73,10 @@ def _speaks(argv: Sequence[str], files: Mapping[str, str]) -> bool:
             )
         try:
             for _ in range(int(_FIRST_WORDS_S / _LOOK_S)):
+                ended = child.poll() is not None  # asked first: it may speak and end right after
                 if b"Linux version" in console.read_bytes():
                     return True
-                if child.poll() is not None:
+                if ended:
                     return False
                 time.sleep(_LOOK_S)
             return False

@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import os
 import tarfile
+from importlib import resources
 from pathlib import Path
+from socket import VMADDR_CID_ANY
 
 import pytest
 
 from hatchvm.base.errors import Unavailable, Unsupported
 from hatchvm.images.debian12 import bootstrap, recipe
+from hatchvm.vmm.guest_agent import VSOCK_PORT
 
 HOST = "https://mirror.test"
 
@@ -152,3 +155,8 @@ def test_what_the_build_made_carries_no_trace_of_its_day(tmp_path: Path, scratch
         contents.append(recipe._content(etc.children["shadow"]).read_bytes())
     assert times[0] == times[1] == {"etc": newest, "shadow": newest, "shadow-": newest, "packaged": newest, "older": 5}
     assert contents[0] == contents[1] == shadow % (newest // 86400, newest // 86400)
+
+
+def test_the_agent_listens_on_vsock_where_the_host_asks() -> None:
+    script = resources.files("hatchvm.images.debian12").joinpath("customize.sh").read_text()
+    assert f"--method=vsock-listen --path={VMADDR_CID_ANY}:{VSOCK_PORT}\n" in script
