@@ -88,12 +88,16 @@ class Firecracker:
         return pages
 
     async def put_right(self, *, again: bool, timeout_s: float) -> PutRight:
-        """A restored guest gets its time from the VMM, and a new generation id, upon which its kernel reseeds its pool
-        (Linux 5.18 and newer). What the VMM could not do is left to the agent."""
-        if self._clock:
-            return PutRight(done=("clock", "random") if again else ("clock",))
+        """A restored guest has its time from the VMM. Its random pool is its agent's to stir: the VMM gives it a new
+        generation id, but kernels without that driver (Debian 12's is one) take no notice."""
+        if self._clock and not again:
+            return PutRight(done=("clock",))
         dial = partial(vsock.connect, self._paths.box / requests.VSOCK, guest_agent.VSOCK_PORT)
-        return await guest_agent.put_right(dial, self._paths.root.name, again=again, timeout_s=timeout_s)
+        agent = await guest_agent.put_right(dial, self._paths.root.name, again=again, timeout_s=timeout_s)
+        if not self._clock:
+            return agent
+        undone = {what: why for what, why in agent.undone.items() if what != "clock"}
+        return PutRight(done=("clock", *(what for what in agent.done if what != "clock")), undone=undone)
 
     async def power_button(self) -> None:
         await self._send(requests.POWER_BUTTON)
