@@ -35,6 +35,7 @@ from hatchvm.server.config import load
 from hatchvm.testing.firecracker import binary as standin
 from hatchvm.testing.firecracker import counter
 from hatchvm.testing.firecracker.bridged import BridgedDriver
+from hatchvm.testing.firecracker.record import violations
 from hatchvm.testing.vmm import OPEN, FakeDriver, Machines
 from hatchvm.vmm.firecracker.box import Bare
 from hatchvm.vmm.firecracker.driver import FirecrackerDriver
@@ -192,6 +193,7 @@ class StandInRig(Processes):
 
     async def close(self) -> None:
         await self._network.remove()
+        assert violations(self._installed.path.parent / standin.RECORD) == []
 
 
 RIGS: Final = [
@@ -368,7 +370,7 @@ async def test_the_host_sees_which_memory_a_guest_uses(rig: Rig, plan: LaunchPla
     await count(handle)
     if isinstance(rig, FakeRig):
         pytest.skip("it has no process")
-    assert len(touched.resident(handle.pid, touched.names(plan.paths)))
+    assert len(touched.resident(handle.pid, plan.paths))
 
 
 @pytest.mark.feature("wake")

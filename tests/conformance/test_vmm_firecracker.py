@@ -7,22 +7,37 @@ wherever `/dev/kvm` runs a program at all, which is on more hosts than those who
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import shutil
 import signal
+import subprocess
+import uuid
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from ipaddress import IPv4Interface
 from pathlib import Path
 from typing import Final
 
 import pytest
 
+from hatchvm.base.clock import SystemClock
 from hatchvm.base.errors import Corrupt, Unavailable, Unsupported
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.process import start_ticks
 from hatchvm.domain.image import Boot
-from hatchvm.ports.vmm import Handle, LaunchPlan
+from hatchvm.net.bridge.bridge import BridgeNetwork
+from hatchvm.net.bridge.settings import Bridge
+from hatchvm.node import storage, touched
+from hatchvm.node.lazy import Pagers
+from hatchvm.objects.directory import DirectoryStore
+from hatchvm.pager import mount
+from hatchvm.ports.vmm import Handle, LaunchPlan, NetPlan
+from hatchvm.snapshots.engine import Facts, Files, SnapshotEngine
+from hatchvm.snapshots.layout import SnapshotKeys
+from hatchvm.snapshots.seal import Ring
 from hatchvm.testing.firecracker import counter
+from hatchvm.testing.firecracker.bridged import BridgedDriver
 from hatchvm.vmm.firecracker.box import Bare, Box
 from hatchvm.vmm.firecracker.driver import FirecrackerDriver
 from hatchvm.vmm.firecracker.jail import Jail
@@ -299,4 +314,85 @@ async def test_a_guest_whose_memory_was_forgotten_boots_again(driver: Firecracke
     handle = await driver.launch(plan)
     assert not plan.paths.changes.exists()
     assert await counts_on(handle, plan.paths, 0)
+    await handle.kill()
+
+
+@pytest.mark.feature("stats")
+async def test_the_host_sees_which_memory_a_guest_uses(driver: FirecrackerDriver, plan: LaunchPlan) -> None:
+    handle = await driver.launch(plan)
+    await counts_on(handle, plan.paths, 0)
+    await handle.quit()
+    handle = await driver.restore(plan)
+    await handle.resume()
+    while not len(pages := touched.resident(handle.pid, plan.paths)):
+        await asyncio.sleep(0.01)
+    assert counter.COUNT_AT // 4096 in pages.tolist()
+    await handle.kill()
+
+
+@pytest.mark.feature("network")
+@pytest.mark.skipif(os.geteuid() != 0, reason="not run here: a bridge needs root")
+async def test_its_card_is_on_the_bridge_as_long_as_it_lives(driver: FirecrackerDriver, plan: LaunchPlan) -> None:
+    """Plugged in before the guest runs, at a boot and at a wake."""
+    space = f"hatch-{uuid.uuid4().hex[:8]}"
+    network = BridgeNetwork(
+        Bridge(name="conf0", cidr=IPv4Interface("198.18.0.1/24"), netns=space, run=Path("/run/hatchvm"))
+    )
+    await network.open()
+    bridged = BridgedDriver(driver, network)
+    card = NetPlan(guest_ip="198.18.0.10", guest_mac="52:54:00:12:34:56", tap_name="vm-1")
+    on_it = replace(plan, net=card)
+    try:
+        handle = await bridged.launch(on_it)
+        assert ports(space) == {"vm-1"}
+        await counts_on(handle, plan.paths, 0)
+        await handle.quit()
+        assert ports(space) == set()
+        handle = await bridged.restore(on_it)
+        assert ports(space) == {"vm-1"}
+        await counts_on(handle, plan.paths, 0)
+        await handle.kill()
+        assert ports(space) == set()
+    finally:
+        await driver.kill_stray(plan.paths)
+        await network.remove()
+
+
+def ports(space: str) -> set[str]:
+    told = subprocess.run(["ip", "-n", space, "-j", "link", "show", "master", "conf0"], check=True, capture_output=True)
+    return {link["ifname"] for link in json.loads(told.stdout or "[]")}
+
+
+@pytest.mark.feature("restore elsewhere")
+@pytest.mark.skipif(mount.probe() is not None, reason="not run here: needs FUSE")
+async def test_a_guest_runs_on_memory_that_is_still_in_the_store(
+    driver: FirecrackerDriver, plan: LaunchPlan, tmp_path: Path
+) -> None:
+    """Its page faults are answered by the pager, its disk is served by FUSE; what it wrote is joined with the rest."""
+    handle = await driver.launch(plan)
+    count = await counts_on(handle, plan.paths, 0)
+    stamp = await driver.stamp(plan)
+    await handle.quit()
+    engine = SnapshotEngine(DirectoryStore(tmp_path / "objects"), tmp_path / "packs", SystemClock())
+    keys = SnapshotKeys("vm-000000000001", "snap-000000000001")
+    paths = plan.paths
+    files = Files(memory=paths.memory, state=paths.state, disk=paths.disk)
+    await engine.write(keys, files, Facts(stamp=stamp, vm_config="{}", created_at=SystemClock().now()))
+    manifest, data = await engine.open(keys)
+    storage._hollow(paths, manifest)
+    pagers = Pagers(lazy=True, ring=Ring())
+    pager = await pagers.start(paths, keys, await engine.locate(manifest), data, mounted=True, faults=True)
+    try:
+        handle = await driver.restore(replace(plan, lazy=True))
+        await handle.resume()
+        assert await handle.running()
+        await pager.settle()
+        assert await counts_on(handle, paths, count) > count
+        await handle.kill()
+    finally:
+        await driver.kill_stray(paths)
+        await pager.end()
+        pagers.close()
+    handle = await driver.restore(plan)
+    assert await counts_on(handle, paths, count) > count
     await handle.kill()

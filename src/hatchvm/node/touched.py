@@ -32,6 +32,7 @@ Look = Callable[[], Awaitable[Pages]]
 #: When to look, in seconds after the guest began to run. Earlier looks come first in the order.
 MOMENTS_S: Final = (0.2, 0.6, 2.0)
 _PAGE: Final = 4096
+_JAILED: Final = "/memory"
 _PRESENT: Final = np.uint64(1 << 63)
 _NONE: Final[Pages] = np.zeros(0, np.uint32)
 
@@ -69,23 +70,23 @@ async def record_faults(paths: VMPaths, pager: Pager) -> None:
 
 async def record_file(paths: VMPaths, pid: int) -> None:
     """As `record`, for a file of memory that this process maps."""
-    await record(paths, lambda: asyncio.to_thread(resident, pid, names(paths)))
+    await record(paths, lambda: asyncio.to_thread(resident, pid, paths))
 
 
-def names(paths: VMPaths) -> set[Path]:
-    """Under which a VMM may have the memory file mapped."""
-    return {folder / paths.memory.name for folder in (paths.root, paths.lazy, paths.box)}
+def resident(pid: int, paths: VMPaths) -> Pages:
+    """Pages (of 4 KiB) of the memory file that are in this process's page table.
 
-
-def resident(pid: int, files: set[Path]) -> Pages:
-    """Pages (of 4 KiB) of a file mapped by this process, under one of these names, that are in its page table."""
+    A process in a jail has it by another name, and one on a file system of a pager by another number.
+    """
     found: list[npt.NDArray[np.int64]] = []
-    names = {str(file.parent.resolve() / file.name) for file in files}
+    root = paths.root.resolve()
+    names = {str(root / paths.memory.name), str(root / paths.lazy.name / paths.memory.name)}
     try:
+        number = str(paths.memory.stat().st_ino)
         with Path(f"/proc/{pid}/maps").open() as maps, Path(f"/proc/{pid}/pagemap").open("rb", buffering=0) as table:
             for line in maps:
-                span, _, offset, _, _, *name = line.rstrip("\n").split(maxsplit=5)
-                if not name or name[0] not in names:
+                span, _, offset, _, inode, *name = line.rstrip("\n").split(maxsplit=5)
+                if not name or not (name[0] in names or (inode == number and name[0].endswith(_JAILED))):
                     continue
                 start, end = (int(part, 16) for part in span.split("-"))
                 raw = os.pread(table.fileno(), (end - start) // _PAGE * 8, start // _PAGE * 8)

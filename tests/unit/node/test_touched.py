@@ -34,15 +34,15 @@ def memory(paths: VMPaths) -> Iterator[mmap.mmap]:
 
 
 def test_written_pages_are_seen(paths: VMPaths, memory: mmap.mmap) -> None:
-    assert len(touched.resident(os.getpid(), {paths.memory})) == 0
+    assert len(touched.resident(os.getpid(), paths)) == 0
     for page in (5, 1000, PAGES - 1):
         memory[page * PAGE] = 1
-    assert touched.resident(os.getpid(), {paths.memory}).tolist() == [5, 1000, PAGES - 1]
-    assert len(touched.resident(os.getpid(), {paths.root / "other"})) == 0
+    assert touched.resident(os.getpid(), paths).tolist() == [5, 1000, PAGES - 1]
+    assert len(touched.resident(os.getpid(), VMPaths(paths.root / "other"))) == 0
 
 
 def test_a_process_that_is_gone_has_touched_nothing(paths: VMPaths) -> None:
-    assert len(touched.resident(2**22 + 1, {paths.memory})) == 0
+    assert len(touched.resident(2**22 + 1, paths)) == 0
 
 
 async def test_what_was_touched_first_comes_first(
