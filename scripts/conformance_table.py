@@ -25,14 +25,15 @@ ROWS: Final = (
     *("create", "network", "suspend", "wake", "adopt", "kill", "snapshot", "diff", "restore elsewhere"),
     *("disk-only boot", "stats"),
 )
-COLUMNS: Final = ("QEMU", "Firecracker (stand-in)", "Firecracker (real)")
+COLUMNS: Final = ("QEMU", "Firecracker (stand-in)", "Firecracker (real, a counter)", "Firecracker (real, a kernel)")
 _COUNTED: Final = re.compile(r"\((\d+) tests?\)")
 _HEAD: Final = """# What each VMM does
 
 Written by `scripts/conformance_table.py`: each cell is what its tests came to when the page was written. QEMU's driver
 and Firecracker's are under the same suite, `tests/conformance/test_vmm.py`. The *stand-in* speaks Firecracker's API and
-plays a guest without a processor. The *real* Firecracker is run by `tests/conformance/test_vmm_firecracker.py`, with a
-guest that counts in its memory instead of a kernel, and needs `HATCH_FIRECRACKER_BIN`, `HATCH_JAILER_BIN` and KVM.
+plays a guest without a processor. The *real* one runs twice, where `HATCH_FIRECRACKER_BIN` and `HATCH_JAILER_BIN` name
+it: under `tests/conformance/test_vmm_firecracker.py` with a guest that only *counts* in its memory, for which any KVM
+will do, and under the suite itself with the image `tiny`, which needs KVM that runs a *kernel*.
 
 """
 Cell = tuple[str, str]

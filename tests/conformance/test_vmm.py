@@ -37,10 +37,11 @@ from hatchvm.testing.firecracker import counter
 from hatchvm.testing.firecracker.bridged import BridgedDriver
 from hatchvm.testing.firecracker.record import violations
 from hatchvm.testing.vmm import OPEN, FakeDriver, Machines
+from hatchvm.vmm.firecracker import probe
 from hatchvm.vmm.firecracker.box import Bare
 from hatchvm.vmm.firecracker.driver import FirecrackerDriver
 from hatchvm.vmm.firecracker.requests import Devices
-from hatchvm.vmm.firecracker.version import installed
+from hatchvm.vmm.firecracker.version import Installed, installed
 from hatchvm.vmm.qemu.accel import Accelerator
 from hatchvm.vmm.qemu.driver import QEMUDriver
 from hatchvm.vmm.qemu.handle import QEMU
@@ -160,22 +161,13 @@ class QEMURig(Processes):
         handle._qmp.close()
 
 
-class StandInRig(Processes):
-    """The whole driver, with all of the host's side real but the virtual machine."""
+class BridgedRig(Processes):
+    """Firecrackers, whose guests need a bridge."""
 
     net = NetPlan(guest_ip="198.18.0.10", guest_mac="52:54:00:12:34:56", tap_name="vm-000000000001")
-    mem_mib = 32
 
-    def __init__(self, folder: Path) -> None:
-        self._installed = installed(str(standin.binary(folder / "standin")))
-        (folder / "rootfs").write_bytes(bytes(1 << 20))
-        self.boot = Boot(
-            kernel=counter.write(folder / "kernel"),
-            initrd=None,
-            rootfs=folder / "rootfs",
-            rootfs_format="raw",
-            boot_args="console=ttyS0 standin.ip=198.18.0.10/24 standin.gw=198.18.0.1",
-        )
+    def __init__(self, firecracker: Installed) -> None:
+        self._installed = firecracker
         space = f"hatch-{uuid.uuid4().hex[:8]}"
         self._network = BridgeNetwork(
             Bridge(name="conf0", cidr=IPv4Interface("198.18.0.1/24"), netns=space, run=Path("/run/hatchvm"))
@@ -193,18 +185,53 @@ class StandInRig(Processes):
 
     async def close(self) -> None:
         await self._network.remove()
+
+
+class StandInRig(BridgedRig):
+    """The whole driver, with all of the host's side real but the virtual machine."""
+
+    mem_mib = 32
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(installed(str(standin.binary(folder / "standin"))))
+        (folder / "rootfs").write_bytes(bytes(1 << 20))
+        self.boot = Boot(
+            kernel=counter.write(folder / "kernel"),
+            initrd=None,
+            rootfs=folder / "rootfs",
+            rootfs_format="raw",
+            boot_args="console=ttyS0 standin.ip=198.18.0.10/24 standin.gw=198.18.0.1",
+        )
+
+    async def close(self) -> None:
+        await super().close()
         assert violations(self._installed.path.parent / standin.RECORD) == []
 
 
+class RealRig(BridgedRig):
+    """The real one, with the image that users boot."""
+
+    mem_mib = 128
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(installed(os.environ["HATCH_FIRECRACKER_BIN"]))
+        self.boot = asyncio.run(builtin.build(TINY, load(None).cache_dir, print)).boot
+        if not asyncio.run(probe.works(self._installed, self.boot.kernel, load(None).cache_dir / "firecracker.json")):
+            pytest.skip("not run here: needs KVM that runs a kernel")
+
+
+needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="not run here: a bridge needs root")
 RIGS: Final = [
     pytest.param(FakeRig, id="fake"),
     pytest.param(QEMURig, id="qemu", marks=[pytest.mark.vm, pytest.mark.xdist_group("vm"), pytest.mark.column("QEMU")]),
+    pytest.param(StandInRig, id="firecracker", marks=[pytest.mark.column("Firecracker (stand-in)"), needs_root]),
     pytest.param(
-        StandInRig,
-        id="firecracker",
+        RealRig,
+        id="real firecracker",
         marks=[
-            pytest.mark.column("Firecracker (stand-in)"),
-            pytest.mark.skipif(os.geteuid() != 0, reason="not run here: a bridge needs root"),
+            pytest.mark.column("Firecracker (real, a kernel)"),
+            pytest.mark.skipif("HATCH_FIRECRACKER_BIN" not in os.environ, reason="not run here: needs a Firecracker"),
+            needs_root,
         ],
     ),
 ]

@@ -48,7 +48,7 @@ _BIN, _JAILER = os.environ.get("HATCH_FIRECRACKER_BIN"), os.environ.get("HATCH_J
 pytestmark = [
     pytest.mark.skipif(_BIN is None, reason="not run here: HATCH_FIRECRACKER_BIN is not set"),
     pytest.mark.skipif(not os.access("/dev/kvm", os.R_OK | os.W_OK), reason="not run here: needs KVM"),
-    pytest.mark.column("Firecracker (real)"),
+    pytest.mark.column("Firecracker (real, a counter)"),
 ]
 
 MEM_MIB: Final = 64

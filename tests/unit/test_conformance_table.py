@@ -30,7 +30,7 @@ def test_a_cell_tells_every_outcome_and_the_worst_one_first(script: ModuleType) 
 
 
 def test_the_page_is_that_of_the_tests_until_one_comes_or_goes(script: ModuleType) -> None:
-    cells = {("wake", "QEMU"): ["a", "b"], ("kill", "QEMU"): ["b"], ("kill", "Firecracker (real)"): ["c"]}
+    cells = {("wake", "QEMU"): ["a", "b"], ("kill", "QEMU"): ["b"], ("kill", "Firecracker (real, a kernel)"): ["c"]}
     page = script.page(cells, {"a": "passed", "b": "not run here: needs KVM", "c": "failed"})
     assert "| wake | passed (1 test); not run here: needs KVM (1 test) | no test | no test |" in page
     assert script.compared(page, cells) == []
