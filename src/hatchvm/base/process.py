@@ -148,14 +148,22 @@ def _appending(path: Path, flags: int = 0) -> IO[bytes]:
 
 def find(marks: Marks) -> Process | None:
     """The live process that some earlier daemon started in this folder, or None."""
+    pid = recorded(marks.record)
+    if pid is not None:
+        return Process(pid, marks)
+    return _find_by_folder(marks) if marks.socket.exists() else None
+
+
+def recorded(record: Path) -> int | None:
+    """The pid of the process that this file names, if it lives."""
     try:
-        record = json.loads(marks.record.read_bytes())
-        pid = int(record["pid"])
-        if record["boot_id"] == boot_id() and start_ticks(pid) == record["start_ticks"] is not None:
-            return Process(pid, marks)
+        named = json.loads(record.read_bytes())
+        pid = int(named["pid"])
+        if named["boot_id"] == boot_id() and start_ticks(pid) == named["start_ticks"] is not None:
+            return pid
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
-    return _find_by_folder(marks) if marks.socket.exists() else None
+    return None
 
 
 def _find_by_folder(marks: Marks) -> Process | None:

@@ -10,8 +10,9 @@ from typing import Final
 
 import structlog
 
-from hatchvm.base.errors import HatchError, Unsupported
-from hatchvm.base.paths import DataPaths
+from hatchvm.base import process
+from hatchvm.base.errors import Conflict, HatchError, Unsupported
+from hatchvm.base.paths import DataPaths, VMPaths
 from hatchvm.domain.image import TINY
 from hatchvm.images import builtin
 from hatchvm.ports.vmm import Driver
@@ -47,8 +48,17 @@ class Chosen:
 async def choose(config: Config, say: Callable[[str], None]) -> Chosen:
     """The VMM of this host. May build the image `tiny`, whose kernel is tried; `say` is told of it.
 
-    Raises Unsupported if Firecracker was demanded and cannot be had.
+    Raises Unsupported if Firecracker was demanded and cannot be had, Conflict while VMs run in another VMM: it could
+    only end them.
     """
+    chosen = await _choose(config, say)
+    other = await asyncio.to_thread(_runs_in_another, DataPaths(config.data_dir), chosen.driver.name)
+    if other is not None:
+        raise Conflict(f"HATCH_VMM: VMs of this data directory run in {other}; start Hatch with HATCH_VMM={other}")
+    return chosen
+
+
+async def _choose(config: Config, say: Callable[[str], None]) -> Chosen:
     if config.vmm == "qemu":
         return Chosen(qemu(config))
     if config.vmm == "firecracker":
@@ -129,13 +139,22 @@ async def _kernel(config: Config, say: Callable[[str], None]) -> Path:
 
 
 def _has_vms_of_qemu(paths: DataPaths) -> bool:
-    """As `node.launch` sees it: who made a disk that does not say so is QEMU."""
+    return any(_made_by(paths.vm(folder.name)) == "qemu" for folder in paths.vms.glob("vm-*"))
+
+
+def _runs_in_another(paths: DataPaths, mine: str) -> str | None:
+    """The VMM of a VM that runs in another than `mine`, if there is one."""
     for folder in paths.vms.glob("vm-*"):
         vm = paths.vm(folder.name)
-        try:
-            if vm.made_by.read_text() == "qemu":
-                return True
-        except FileNotFoundError:
-            if vm.disk.exists():
-                return True
-    return False
+        maker = _made_by(vm)
+        if maker not in (mine, None) and process.recorded(vm.process) is not None:
+            return maker
+    return None
+
+
+def _made_by(vm: VMPaths) -> str | None:
+    """As `node.launch` sees it: who made a disk that does not say so is QEMU."""
+    try:
+        return vm.made_by.read_text()
+    except FileNotFoundError:
+        return "qemu" if vm.disk.exists() or (vm.root / "disk.qcow2").exists() else None

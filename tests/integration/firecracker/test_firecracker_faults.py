@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from hatchvm.testing.firecracker import counter
 from hatchvm.testing.firecracker.binary import Fault
 from hatchvm.testing.firecracker.record import violations
 from hatchvm.vmm.firecracker import requests
-from hatchvm.vmm.firecracker.box import Bare
+from hatchvm.vmm.firecracker.box import Bare, Entry
 from hatchvm.vmm.firecracker.driver import FirecrackerDriver
 from hatchvm.vmm.firecracker.handle import Firecracker
 from hatchvm.vmm.firecracker.requests import Devices
@@ -152,6 +153,26 @@ def asked(folder: Path, path: str) -> list[str]:
     """What any process was asked under this path."""
     record = folder / standin.RECORD
     return [line for line in record.read_text().splitlines() if f'"{path}"' in line] if record.exists() else []
+
+
+async def test_a_start_that_is_given_up_while_it_begins_leaves_nothing(played: Installed, plan: LaunchPlan) -> None:
+    class Slow(Bare):
+        entered, go_on = threading.Event(), threading.Event()
+
+        def furnish(self, paths: VMPaths, binary: Path, entries: Sequence[Entry]) -> None:
+            super().furnish(paths, binary, entries)
+            self.entered.set()
+            self.go_on.wait()
+
+    slow = Slow()
+    driver = FirecrackerDriver([played], slow, Devices())
+    starting = tasks.spawn(driver.launch(plan), name="start")
+    await asyncio.to_thread(slow.entered.wait)
+    starting.cancel()
+    slow.go_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert await driver.adopt(plan) is None
 
 
 async def paused(driver: FirecrackerDriver, plan: LaunchPlan) -> Firecracker:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -9,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from hatchvm.base.errors import HatchError, Invalid, Unavailable, Unsupported
+from hatchvm.base.errors import Conflict, HatchError, Invalid, Unavailable, Unsupported
+from hatchvm.base.process import boot_id, start_ticks
 from hatchvm.domain.image import TINY, Boot, Image
 from hatchvm.images import builtin
 from hatchvm.server import vmm
@@ -167,3 +169,19 @@ def test_the_jailer_beside_firecracker_comes_before_the_one_on_path(host: Host) 
     assert settings.jailer_of(host.root / "firecracker") == on_path
     beside = host.program("jailer")
     assert settings.jailer_of(host.root / "firecracker") == beside
+
+
+@pytest.mark.parametrize(("vmm_", "maker"), [("firecracker", "qemu"), ("qemu", "firecracker")])
+async def test_vms_that_run_in_another_vmm_are_not_ended(host: Host, vmm_: str, maker: str) -> None:
+    """A driver that does not know a running VM's process could only take it for a stray one."""
+    host.set(VMM=vmm_)
+    folder = host.root / "data" / "vms" / "vm-1"
+    folder.mkdir(parents=True)
+    (folder / "made-by").write_text(maker)
+    assert (await host.choose()).driver.name == vmm_, "none runs"
+    record = {"pid": os.getpid(), "start_ticks": start_ticks(os.getpid()), "boot_id": boot_id()}
+    (folder / "vmm.json").write_text(json.dumps(record))
+    with pytest.raises(Conflict, match=f"HATCH_VMM={maker}"):
+        await host.choose()
+    (folder / "vmm.json").write_text(json.dumps(record | {"start_ticks": 1}))
+    assert (await host.choose()).driver.name == vmm_, "a stranger with its pid"

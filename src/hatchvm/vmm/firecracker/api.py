@@ -22,15 +22,19 @@ class Refused(HatchError):
     """Firecracker did not do it; `detail` has its own words."""
 
 
+class Gone(Unavailable):
+    """The process has ended, or answers no more."""
+
+
 class Api:
     """One connection. The socket may be deeper than a socket's path may be long: it is named through its folder."""
 
     def __init__(self, socket: Path) -> None:
-        """Raises Unavailable if its folder is gone."""
+        """Raises Gone if its folder is."""
         try:
             self._folder = os.open(socket.parent, os.O_PATH | os.O_CLOEXEC | os.O_DIRECTORY)
         except OSError as error:
-            raise Unavailable("the VMM is gone", detail=repr(error)) from error
+            raise Gone("the VMM is gone", detail=repr(error)) from error
         transport = httpx2.AsyncHTTPTransport(uds=f"/proc/self/fd/{self._folder}/{socket.name}")
         self._http = httpx2.AsyncClient(transport=transport, base_url="http://localhost", trust_env=False)
         self._socket = socket
@@ -46,16 +50,16 @@ class Api:
                 return
 
     async def send(self, request: Request, *, timeout_s: float = _ANSWER_S) -> dict[str, Any]:
-        """What it answers. Raises Refused, or Unavailable if it is gone or does not answer in time."""
+        """What it answers. Raises Refused or Gone."""
         if self._folder < 0:
-            raise Unavailable("the VMM is gone")
+            raise Gone("the VMM is gone")
         body = dict(request.body) if request.method != "GET" else None
         try:
             answer = await self._http.request(request.method, request.path, json=body, timeout=timeout_s)
         except httpx2.TimeoutException as error:
-            raise Unavailable("the VMM does not answer", detail=f"{request.path}: {error!r}") from error
+            raise Gone("the VMM does not answer", detail=f"{request.path}: {error!r}") from error
         except (httpx2.HTTPError, OSError) as error:
-            raise Unavailable("the VMM is gone", detail=f"{request.path}: {error!r}") from error
+            raise Gone("the VMM is gone", detail=f"{request.path}: {error!r}") from error
         content: dict[str, Any] = answer.json() if answer.content else {}
         if not answer.is_success:
             raise Refused("the VMM refused", detail=f"{request.path}: {content.get('fault_message', answer.text)}")

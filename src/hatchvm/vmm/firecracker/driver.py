@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from hatchvm.base import process, tasks
-from hatchvm.base.errors import Corrupt, Exhausted, Unavailable, Unsupported
+from hatchvm.base.errors import Corrupt, Exhausted, Unsupported
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.process import Marks, Process
 from hatchvm.base.units import MIB
@@ -26,7 +26,7 @@ from hatchvm.domain.snapshot import Stamp
 from hatchvm.ports.vmm import LaunchPlan
 from hatchvm.vmm.firecracker import disk as disks
 from hatchvm.vmm.firecracker import requests
-from hatchvm.vmm.firecracker.api import Api, Refused
+from hatchvm.vmm.firecracker.api import Api, Gone, Refused
 from hatchvm.vmm.firecracker.box import Box, Entry, Limits
 from hatchvm.vmm.firecracker.handle import Firecracker, last_words, leave
 from hatchvm.vmm.firecracker.requests import Devices, Request
@@ -152,6 +152,8 @@ class FirecrackerDriver:
         found = process.find(_marks(paths))
         if found is not None:
             await self._end(found, paths)
+        else:  # it may have ended while nobody looked
+            await asyncio.to_thread(leave, self._box, paths)
         return found is not None
 
     async def _start(
@@ -171,7 +173,12 @@ class FirecrackerDriver:
         paths, nest = plan.paths, plan.net.nest if plan.net else None
         if nest is not None:
             await nest.lay(self._box.uid(paths))
-        child = await tasks.finish(asyncio.to_thread(self._spawn, plan, binary, entries), name=f"spawn {plan.vm_id}")
+        try:
+            spawning = asyncio.to_thread(self._spawn, plan, binary, entries)
+            child = await tasks.finish(spawning, name=f"spawn {plan.vm_id}")
+        except asyncio.CancelledError:
+            await self.kill_stray(paths)
+            raise
         api: Api | None = None
         try:
             api = Api(_marks(paths).socket)
@@ -187,7 +194,7 @@ class FirecrackerDriver:
             if api is not None:
                 await api.close()
             tail = await self._end(child, paths)
-            if isinstance(error, Unavailable):
+            if isinstance(error, Gone):
                 raise Unsupported(f"the VMM did not start: {tail or error.message}", detail=error.detail) from error
             raise
         return Firecracker(child, paths, self._box, api, self._devices, version=_wrote(binary), clock=clock)
@@ -208,13 +215,13 @@ class FirecrackerDriver:
             raise Exhausted("the VMM could not be started: no room, or no right", detail=repr(error)) from error
 
     async def _opened(self, api: Api, child: Process) -> None:
-        """Its socket is there. Raises Unavailable if it ends before."""
+        """Its socket is there. Raises Gone if it ends before."""
         ended = tasks.spawn(child.wait(), name="end of a VMM")
         opened = tasks.spawn(api.opened(), name="socket of a VMM")
         try:
             await asyncio.wait({ended, opened}, timeout=_OPENED_S, return_when=asyncio.FIRST_COMPLETED)
             if not opened.done():
-                raise Unavailable("the VMM ended, or opened no socket in time")
+                raise Gone("the VMM ended, or opened no socket in time")
         finally:
             await tasks.cancel_and_wait(ended)
             await tasks.cancel_and_wait(opened)
