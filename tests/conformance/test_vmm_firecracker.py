@@ -38,6 +38,7 @@ from hatchvm.snapshots.layout import SnapshotKeys
 from hatchvm.snapshots.seal import Ring
 from hatchvm.testing.firecracker import counter
 from hatchvm.testing.firecracker.bridged import BridgedDriver
+from hatchvm.testing.pager import faulty
 from hatchvm.vmm.firecracker.box import Bare, Box
 from hatchvm.vmm.firecracker.driver import FirecrackerDriver
 from hatchvm.vmm.firecracker.jail import Jail
@@ -395,3 +396,32 @@ async def test_a_guest_runs_on_memory_that_is_still_in_the_store(
     handle = await driver.restore(plan)
     assert await counts_on(handle, paths, count) > count
     await handle.kill()
+
+
+def huge_pages_here() -> int:
+    free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free"))
+    return int(free.split()[1])
+
+
+@pytest.mark.skipif(huge_pages_here() < MEM_MIB // 2, reason="not run here: needs huge pages that are set aside")
+@pytest.mark.skipif(faulty.trouble() is not None, reason="not run here: needs userfaultfd")
+async def test_a_guest_in_huge_pages_gets_its_memory_by_faults(box: Box, plan: LaunchPlan) -> None:
+    driver, paths = FirecrackerDriver([binary()], box, Devices(huge_pages=True)), plan.paths
+    assert driver.memory_by_faults
+    handle = await driver.launch(plan)
+    count = await counts_on(handle, paths, 0)
+    await handle.quit()
+    pagers = Pagers(lazy=False, ring=Ring())
+    for _ in range(3):
+        pager = await pagers.start_whole(paths)
+        try:
+            handle = await driver.restore(plan)
+            for _ in range(2):
+                counted, count = count, await counts_on(handle, paths, count)
+                assert count > counted
+            await pager.settle()
+            assert await pager.wrong() is None
+            await handle.quit()
+        finally:
+            await driver.kill_stray(paths)
+            await pager.end()

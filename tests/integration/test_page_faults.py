@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import http.server
 import json
+import os
 import random
 import signal
 import threading
@@ -16,11 +17,12 @@ from typing import Any, Final
 
 import pytest
 
-from hatchvm.base.errors import Corrupt
+from hatchvm.base.errors import Corrupt, Unavailable
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.units import MIB
 from hatchvm.pager import mount
 from hatchvm.pager.regions import HUGE_PAGE
+from hatchvm.pager.work import WholeWork
 from hatchvm.snapshots.layout import MEMORY as MEMORY_FILE
 from hatchvm.testing.lazy import BLOCK, Pager, Stored, paging, prepare, store
 from hatchvm.testing.pager import faulty
@@ -313,6 +315,48 @@ def test_a_fault_where_it_said_nothing_of_ends_it(paths: VMPaths, stored: Stored
         assert pager.ask("status")["wrong"]["error"]
 
 
+@contextmanager
+def whole(tmp_path: Path) -> Iterator[tuple[VMPaths, Pager]]:
+    """A pager over memory that is all here, and was never stored."""
+    paths = VMPaths(tmp_path / "vm")
+    paths.root.mkdir()
+    paths.memory.write_bytes(MEMORY)
+    with paging(paths, WholeWork(paths.root)) as pager:
+        yield paths, pager
+
+
+def test_memory_that_is_whole_here_is_served_without_a_store(tmp_path: Path) -> None:
+    with whole(tmp_path) as (paths, pager), guest(paths.faults, REGIONS) as vmm:
+        vmm.write(2 * MIB, b"its own")
+        vmm.give_back(6 * MIB, PAGE)
+        until(lambda: sum(vmm.resident()) == SIZE // PAGE - 1)
+        assert vmm.read(0, 5 * MIB) == pages(0, 2 * MIB) + b"its own" + pages(2 * MIB + 7, 3 * MIB - 7)
+        assert vmm.read(5 * MIB, 3 * MIB) == pages(5 * MIB, MIB) + bytes(PAGE) + pages(6 * MIB + PAGE, 2 * MIB - PAGE)
+        for do in ("status", "finish"):
+            assert pager.ask(do) == {"missing": {}, "wrong": None}
+        assert pager.ask("asked")["asked"]
+        assert paths.memory.read_bytes() == MEMORY
+        assert pager.ask("end") == {}
+        assert pager.child.wait(30) == 0
+
+
+def test_a_whole_memory_that_was_cut_ends_the_vmm_and_is_told(tmp_path: Path) -> None:
+    with whole(tmp_path) as (paths, pager):
+        os.truncate(paths.memory, 5 * MIB)
+        with guest(paths.faults, REGIONS) as vmm:
+            with pytest.raises(EOFError):
+                vmm.read(5 * MIB, PAGE)
+            assert vmm.ended() == -signal.SIGKILL
+        assert "the file was cut" in pager.ask("status")["wrong"]["error"]
+
+
+def test_whole_memory_that_is_not_there_is_told(tmp_path: Path) -> None:
+    paths = VMPaths(tmp_path / "vm")
+    paths.root.mkdir()
+    with pytest.raises(Unavailable, match="files cannot be used"), paging(paths, WholeWork(paths.root)):
+        pass
+
+
 def huge_pages_here() -> int:
     free = next(line for line in Path("/proc/meminfo").read_text().splitlines() if line.startswith("HugePages_Free"))
     return int(free.split()[1])
@@ -328,5 +372,14 @@ def test_huge_pages_are_installed_whole(paths: VMPaths, stored: Stored) -> None:
         vmm.give_back(2 * MIB, 2 * MIB)
         assert vmm.read(4 * MIB - 5, 10) == bytes(5) + pages(4 * MIB, 5)
         pager.ask("finish")
+        assert vmm.read(0, 6 * MIB) == pages(0, 2 * MIB) + bytes(2 * MIB) + pages(4 * MIB, 2 * MIB)
+        assert vmm.read(6 * MIB, 2 * MIB) == pages(6 * MIB, 2 * MIB)
+
+
+@pytest.mark.skipif(huge_pages_here() < SIZE // HUGE_PAGE, reason="no huge pages are set aside here")
+def test_whole_memory_is_installed_in_huge_pages(tmp_path: Path) -> None:
+    regions = [(0, 6 * MIB), (6 * MIB, 2 * MIB)]
+    with whole(tmp_path) as (paths, _), guest(paths.faults, regions, page_bytes=HUGE_PAGE) as vmm:
+        vmm.give_back(2 * MIB, 2 * MIB)
         assert vmm.read(0, 6 * MIB) == pages(0, 2 * MIB) + bytes(2 * MIB) + pages(4 * MIB, 2 * MIB)
         assert vmm.read(6 * MIB, 2 * MIB) == pages(6 * MIB, 2 * MIB)

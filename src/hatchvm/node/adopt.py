@@ -41,7 +41,7 @@ async def adopt(host: Host, vm: VM, image: Image) -> Adopted:
     _rename_old(paths)
     pager = await asyncio.to_thread(lazy.find, paths)
     handle = None
-    if vm.state not in AT_REST and (pager is not None or not await asyncio.to_thread(is_mounted, paths.lazy)):
+    if vm.state not in AT_REST and (pager is not None or not await asyncio.to_thread(_served, paths)):
         handle = await _live(host, vm, image)
     if handle is not None:
         return Adopted(Found.RUNNING, handle, pager)
@@ -53,6 +53,11 @@ async def adopt(host: Host, vm: VM, image: Image) -> Adopted:
         forget_memory(paths)
         return Adopted(Found.DISK)
     return Adopted(Found.SAVED if _usable(host, paths) else Found.DISK)
+
+
+def _served(paths: VMPaths) -> bool:
+    """There was a pager whose end nobody has seen: only then are its mount and its socket taken away."""
+    return paths.faults.exists() or is_mounted(paths.lazy)
 
 
 def _rename_old(paths: VMPaths) -> None:

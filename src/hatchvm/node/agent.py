@@ -96,8 +96,10 @@ class LocalNode:
                 await self._end(vm.id)
                 raise
         self._keep(vm.id, woken.handle)
-        if pager is not None and self._host.driver.lazy_memory == "faults":
-            recording = touched.record_faults(self._vm(vm.id), pager)
+        if woken.pager is not None and woken.pager is not pager:
+            self._keep_pager(vm.id, woken.pager)
+        if woken.pager is not None and self._host.driver.lazy_memory == "faults":
+            recording = touched.record_faults(self._vm(vm.id), woken.pager)
         else:
             recording = touched.record_file(self._vm(vm.id), woken.handle.pid)
         self._recording[vm.id] = tasks.supervise(recording, name=f"record {vm.id}")
@@ -200,7 +202,7 @@ class LocalNode:
             await self._host.engine.check()
 
     async def tidy(self) -> None:
-        self._host.pagers.warm()
+        self._host.pagers.warm(always=self._host.driver.memory_by_faults)
         for vm_id in list(self._live):
             console.trim(self._vm(vm_id))
 

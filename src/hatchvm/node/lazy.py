@@ -1,7 +1,8 @@
 """Pagers, seen from the node: starting one, talking to it, ending it, and completing what it left incomplete.
 
 A pager is a process of its own that serves a VM's memory and disk while they are being fetched (`hatchvm.pager`). It
-outlives the daemon, as the VMM on its files does. Nothing here touches the files it serves on the event loop: a call
+outlives the daemon, as the VMM on its files does. It also serves memory that is whole on this host to a VMM that opens
+no file. Nothing here touches the files it serves on the event loop: a call
 into them waits as long as the object store does.
 """
 
@@ -23,7 +24,7 @@ from hatchvm.base.files import sync_file
 from hatchvm.base.paths import DataPaths, VMPaths
 from hatchvm.base.process import Marks, Process
 from hatchvm.pager import ledger, mount
-from hatchvm.pager.work import Work, described, outcome
+from hatchvm.pager.work import WholeWork, Work, described, outcome
 from hatchvm.snapshots.engine import SnapshotEngine
 from hatchvm.snapshots.layout import SnapshotKeys
 from hatchvm.snapshots.seal import Ring
@@ -131,9 +132,9 @@ class Pagers:
         self._ring = ring
         self._spare: subprocess.Popen[bytes] | None = None
 
-    def warm(self) -> None:
-        """See to it that a process waits for work, if VMs are to be restored lazily."""
-        if self.lazy and (self._spare is None or self._spare.poll() is not None):
+    def warm(self, *, always: bool) -> None:
+        """See to it that a process waits for work: if VMs are to be restored lazily, or `always`."""
+        if (self.lazy or always) and (self._spare is None or self._spare.poll() is not None):
             self._spare = _spawn()
 
     def close(self) -> None:
@@ -166,19 +167,29 @@ class Pagers:
             faults=faults,
             manifest=manifest,
         )
+        if mounted:
+            try:
+                paths.lazy.mkdir(exist_ok=True)
+            except OSError as error:
+                raise _unwritable(error) from error
         return await self._start(paths, work)
 
-    async def _start(self, paths: VMPaths, work: Work) -> Pager:
+    async def start_whole(self, paths: VMPaths) -> Pager:
+        """A pager that serves the memory's file, which is whole, by page faults.
+
+        Raises what it says; nothing is left behind then.
+        """
+        return await self._start(paths, WholeWork(paths.root))
+
+    async def _start(self, paths: VMPaths, work: Work | WholeWork) -> Pager:
         child, self._spare = self._spare or _spawn(), None
         started = Process(child.pid, _marks(paths), child)
         pager = Pager(paths, started)
         try:
             started.note()
-            if work.mounted:
-                paths.lazy.mkdir(exist_ok=True)
         except OSError as error:
             await pager.kill()
-            raise Unavailable(f"the VM's folder cannot be written: {error.strerror}", detail=repr(error)) from error
+            raise _unwritable(error) from error
         talk = tasks.spawn(asyncio.to_thread(_hand_over, child, work), name=f"start a pager {paths.root.name}")
         try:
             await asyncio.shield(talk)
@@ -197,12 +208,13 @@ def find(paths: VMPaths) -> Pager | None:
 
 
 async def kill_stray(paths: VMPaths) -> None:
-    """End a pager that an earlier daemon left, and remove the mount that a dead one left."""
+    """End a pager that an earlier daemon left, and remove the mount and the socket that a dead one left."""
     pager = find(paths)
     if pager is not None:
         await pager.kill()
     else:
         await asyncio.to_thread(mount.unmount, paths.lazy)
+        paths.faults.unlink(missing_ok=True)
 
 
 def shoot(paths: VMPaths) -> None:
@@ -269,7 +281,7 @@ def _spawn() -> subprocess.Popen[bytes]:
     )
 
 
-def _hand_over(child: subprocess.Popen[bytes], work: Work) -> None:
+def _hand_over(child: subprocess.Popen[bytes], work: Work | WholeWork) -> None:
     """Give it its work, and wait for its word. Raises what it says."""
     assert child.stdin is not None
     assert child.stdout is not None
@@ -291,6 +303,10 @@ def _sync(path: Path) -> None:
             "what the guest wrote could not be brought to the VM's files: the disk is full or failing",
             detail=repr(error),
         ) from error
+
+
+def _unwritable(error: OSError) -> Unavailable:
+    return Unavailable(f"the VM's folder cannot be written: {error.strerror}", detail=repr(error))
 
 
 def _ended(error: Exception) -> Unavailable:

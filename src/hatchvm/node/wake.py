@@ -8,11 +8,13 @@ late: the guest may run already.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 from hatchvm.base import tasks
 from hatchvm.base.errors import Corrupt, Exhausted, HatchError
+from hatchvm.base.paths import VMPaths
 from hatchvm.domain.image import Image
 from hatchvm.domain.vm import VM
 from hatchvm.node import pair
@@ -29,10 +31,14 @@ _PUT_RIGHT_AGAIN_S: Final = 5.0
 
 
 class Woken(NamedTuple):
-    """A live VMM, its guest running. `again`: its memory came from the store, so it may have run before."""
+    """A live VMM, its guest running. `again`: its memory came from the store, so it may have run before.
+
+    `pager`: who serves its memory, if somebody does.
+    """
 
     handle: Handle
     again: bool
+    pager: Pager | None = None
 
 
 async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Woken:
@@ -44,6 +50,31 @@ async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Woke
     instead = f"its disk can still be booted: hatchvm vm restore --disk {vm.id}"
     await ensure_fit(host, saved.stamp, plan(host, vm, image), instead=instead)
     ensure_room(paths, vm.spec.mem_mib)
+    async with _served(host, paths) as pager:
+        handle = await _wake(host, vm, image, ports, saved)
+    return Woken(handle, again=saved.source is not None, pager=pager)
+
+
+@asynccontextmanager
+async def _served(host: Host, paths: VMPaths) -> AsyncIterator[Pager | None]:
+    """Who serves the saved memory, where the driver opens no file; ended if the wake fails."""
+    if not host.driver.memory_by_faults:
+        yield None
+        return
+    pager = await host.pagers.start_whole(paths)
+    try:
+        yield pager
+    except HatchError as error:
+        wrong = await pager.wrong()
+        await pager.kill()
+        raise wrong or error from error
+    except BaseException:
+        await pager.kill()
+        raise
+
+
+async def _wake(host: Host, vm: VM, image: Image, ports: Collection[int], saved: pair.Saved) -> Handle:
+    paths = host.paths.vm(vm.id)
     announced = tasks.spawn(
         asyncio.to_thread(pair.begin_wake, paths, saved, host.boot_id), name=f"announce wake {vm.id}"
     )
@@ -73,7 +104,7 @@ async def wake(host: Host, vm: VM, image: Image, ports: Collection[int]) -> Woke
         if await _end(handle):
             pair.put_back(paths, saved)
         raise
-    return Woken(handle, again=saved.source is not None)
+    return handle
 
 
 async def wake_lazily(host: Host, vm: VM, image: Image, ports: Collection[int], pager: Pager) -> Woken:
@@ -91,7 +122,7 @@ async def wake_lazily(host: Host, vm: VM, image: Image, ports: Collection[int], 
             raise
     except HatchError as error:
         raise await pager.wrong() or error from error
-    return Woken(handle, again=True)
+    return Woken(handle, again=True, pager=pager)
 
 
 async def put_right(vm: VM, woken: Woken) -> PutRight:

@@ -1,5 +1,6 @@
-"""A process that serves one VM's memory and disk while they are being fetched. Started by the node, never by hand.
+"""A process that serves one VM's memory and disk while they are being fetched, or whole memory by page faults.
 
+Started by the node, never by hand.
 It reads its work from stdin, says one line on stdout when it serves (or why not), and then only talks on its socket. It
 outlives the daemon, as the VMM does that runs on its files.
 """
@@ -18,7 +19,8 @@ from hatchvm.base.errors import HatchError, Unavailable
 from hatchvm.base.paths import VMPaths
 from hatchvm.pager import control
 from hatchvm.pager.session import Session
-from hatchvm.pager.work import Work, answer
+from hatchvm.pager.whole import WholeSession
+from hatchvm.pager.work import WholeWork, Work, answer, receive
 
 _PR_SET_IO_FLUSHER: Final = 57
 #: A thread that decompresses must not keep one that answers the guest waiting for the interpreter.
@@ -26,7 +28,7 @@ _SWITCH_S: Final = 0.0005
 
 
 def main() -> None:
-    work = Work.receive(sys.stdin.buffer)
+    work = receive(sys.stdin.buffer)
     if work is None:
         return
     threading.excepthook = _die
@@ -46,14 +48,14 @@ def main() -> None:
     os._exit(0)  # threads that wait for the store are not waited for
 
 
-def _begin(work: Work) -> Session:
+def _begin(work: Work | WholeWork) -> Session | WholeSession:
     paths = VMPaths(work.folder)
     try:
         os.chdir(paths.root)
         log = os.open(paths.pager_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         os.dup2(log, 2)
         listener = sockets.listen(paths.pager_socket, backlog=8)
-        session = Session(work)
+        session = WholeSession(paths) if isinstance(work, WholeWork) else Session(work)
     except OSError as error:
         raise Unavailable(f"the VM's files cannot be used: {error.strerror}", detail=repr(error)) from error
     control.serve(listener, session)

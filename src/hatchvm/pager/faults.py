@@ -19,9 +19,10 @@ import numpy as np
 from hatchvm.base.errors import Invalid
 from hatchvm.pager import uffd
 from hatchvm.pager.install import GoneError, Installer, Put
+from hatchvm.pager.memory import Memory
 from hatchvm.pager.regions import Layout
 from hatchvm.pager.uffd import Event
-from hatchvm.pager.volume import Numbers, Volume
+from hatchvm.pager.volume import Numbers
 
 #: Fetched at once around a page that is missing, as readahead does for a file (see `fuse`).
 AROUND_BYTES: Final = 64 * 1024
@@ -37,7 +38,7 @@ class Faults:
     Owns `fd`.
     """
 
-    def __init__(self, fd: int, connection: socket.socket, layout: Layout, memory: Volume, order: Numbers) -> None:
+    def __init__(self, fd: int, connection: socket.socket, layout: Layout, memory: Memory, order: Numbers) -> None:
         self._fd = fd
         self._connection = connection
         self._layout = layout

@@ -1,4 +1,4 @@
-"""A guest's memory served by page faults, for VMMs that take a userfaultfd: beside FUSE, over the same volume.
+"""A guest's memory served by page faults, for VMMs that take a userfaultfd: beside FUSE, over the same memory.
 
 A VMM connects once, and sends how it has mapped the memory together with its userfaultfd; `faults` does the rest. A
 page that cannot be had ends the VMM: a guest cannot be told, and must neither wait for ever nor run on with something
@@ -26,8 +26,9 @@ from hatchvm.base.errors import Exhausted, HatchError, Invalid, Unavailable
 from hatchvm.pager import regions, uffd
 from hatchvm.pager.faults import Faults
 from hatchvm.pager.install import GoneError
+from hatchvm.pager.memory import Memory
 from hatchvm.pager.regions import Layout
-from hatchvm.pager.volume import Numbers, Volume
+from hatchvm.pager.volume import Numbers
 
 _MAX_MESSAGE: Final = 64 * 1024
 #: One is expected; more are only taken to be closed.
@@ -39,7 +40,7 @@ _CREDENTIALS: Final = struct.Struct("3i")
 class Front:
     """Serves `memory` to those who connect to `listener`. `order`: blocks, those that are needed first."""
 
-    def __init__(self, listener: socket.socket, memory: Volume, order: Numbers) -> None:
+    def __init__(self, listener: socket.socket, memory: Memory, order: Numbers) -> None:
         self._listener = listener
         self._memory = memory
         self._order = order

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 
 from hatchvm.pager import uffd
+from hatchvm.pager.memory import Memory
 from hatchvm.pager.regions import PAGE, Layout
 from hatchvm.pager.uffd import Outcome
-from hatchvm.pager.volume import Volume
 
 #: Installed at once around a page that somebody waits for: 4 KiB at a time cost ten times as much a byte (measured).
 WINDOW_BYTES: Final = 256 * 1024
@@ -44,7 +44,7 @@ class Installer:
     Methods raise GoneError, and OSError if the file cannot be read or there is no memory for a page.
     """
 
-    def __init__(self, fd: int, layout: Layout, memory: Volume) -> None:
+    def __init__(self, fd: int, layout: Layout, memory: Memory) -> None:
         self._fd = fd
         self._layout = layout
         self._memory = memory

@@ -1,7 +1,7 @@
 """What the node tells a pager over its stdin, and the two lines of talk between them.
 
-One line of JSON, then the manifest as it is stored. It holds presigned URLs and keys: it is never an argument, never in
-the environment, never on disk.
+One line of JSON, then the manifest as it is stored, if there is one. It holds presigned URLs and keys: it is never an
+argument, never in the environment, never on disk.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ _KINDS = {kind.kind: kind for kind in (errors.Corrupt, errors.Unavailable, error
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Work:
-    """One VM to serve. `where`: pack id -> URL or absolute path. `ring`: keys of the snapshots' encryption, as hex.
+    """One VM to serve from the store.
 
+    `where`: pack id -> URL or absolute path. `ring`: keys of the snapshots' encryption, as hex.
     `mounted`: serve memory and disk; else only complete the disk. `faults`: the memory by page faults, to whoever
     connects to `VMPaths.faults`; else as a file.
     """
@@ -37,6 +38,7 @@ class Work:
 
     def send(self, pipe: BinaryIO) -> None:
         head = {
+            "whole": False,
             "folder": str(self.folder),
             "source": asdict(self.source),
             "where": dict(self.where),
@@ -49,22 +51,36 @@ class Work:
         pipe.write(self.manifest)
         pipe.flush()
 
-    @classmethod
-    def receive(cls, pipe: BinaryIO) -> Work | None:
-        """None if whoever kept this process ended without needing it."""
-        line = pipe.readline()
-        if not line:
-            return None
-        head = json.loads(line)
-        return cls(
-            folder=Path(head["folder"]),
-            source=SnapshotKeys(**head["source"]),
-            where=head["where"],
-            ring=tuple(head["ring"]),
-            mounted=head["mounted"],
-            faults=head["faults"],
-            manifest=pipe.read(head["manifest"]),
-        )
+
+@dataclass(frozen=True, slots=True)
+class WholeWork:
+    """One VM whose memory is whole on this host: it is served by page faults, and nothing else is."""
+
+    folder: Path
+
+    def send(self, pipe: BinaryIO) -> None:
+        pipe.write(json.dumps({"whole": True, "folder": str(self.folder)}).encode() + b"\n")
+        pipe.flush()
+
+
+def receive(pipe: BinaryIO) -> Work | WholeWork | None:
+    """None if whoever kept this process ended without needing it."""
+    line = pipe.readline()
+    if not line:
+        return None
+    head = json.loads(line)
+    folder = Path(head["folder"])
+    if head["whole"]:
+        return WholeWork(folder)
+    return Work(
+        folder=folder,
+        source=SnapshotKeys(**head["source"]),
+        where=head["where"],
+        ring=tuple(head["ring"]),
+        mounted=head["mounted"],
+        faults=head["faults"],
+        manifest=pipe.read(head["manifest"]),
+    )
 
 
 def answer(outcome: dict[str, Any] | HatchError) -> bytes:

@@ -162,6 +162,8 @@ class Driver(Protocol):
     #: Where memory that is still in the object store is opened: a file in `paths.lazy`, or page faults that come to a
     #: socket in `paths.box` (see `hatchvm.pager`).
     lazy_memory: Literal["file", "faults"]
+    #: Memory that is whole on this host is not opened as a file either, but comes by page faults to that socket.
+    memory_by_faults: bool
 
     async def check(self) -> str:
         """Prove that a VM can start here; return a sentence about how. Raises Unsupported with what to install."""

@@ -21,7 +21,7 @@ from hatchvm.base.paths import VMPaths
 from hatchvm.base.sockets import short_name
 from hatchvm.objects.directory import DirectoryStore
 from hatchvm.pager import ledger, mount
-from hatchvm.pager.work import Work, outcome
+from hatchvm.pager.work import WholeWork, Work, outcome
 from hatchvm.snapshots.engine import Facts, Files, SnapshotEngine
 from hatchvm.snapshots.layout import DISK, MEMORY, SnapshotKeys
 from hatchvm.snapshots.manifest import Manifest
@@ -82,7 +82,7 @@ def prepare(paths: VMPaths, manifest: Manifest) -> None:
 class Pager:
     """A pager process and a plain conversation with it."""
 
-    def __init__(self, paths: VMPaths, work: Work) -> None:
+    def __init__(self, paths: VMPaths, work: Work | WholeWork) -> None:
         self._paths = paths
         self.child = subprocess.Popen(
             [sys.executable, "-m", "hatchvm.pager"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd="/"
@@ -109,7 +109,7 @@ class Pager:
 
 
 @contextmanager
-def paging(paths: VMPaths, work: Work) -> Iterator[Pager]:
+def paging(paths: VMPaths, work: Work | WholeWork) -> Iterator[Pager]:
     """A pager that serves; afterwards it is gone, and so is its mount."""
     pager = Pager(paths, work)
     try:

@@ -309,6 +309,7 @@ class FakeDriver:
     taps: Literal["fd", "name"] = "fd"
     #: With `faults` all pages come through a real userfaultfd; then the file that the pager fills is the memory.
     lazy_memory: Literal["file", "faults"] = "file"
+    memory_by_faults = False
 
     def __init__(self, machines: Machines, hook: Hook = no_hook) -> None:
         self._machines = machines
@@ -353,7 +354,7 @@ class FakeDriver:
             raise Corrupt("a part of the saved VM is missing") from error
         except ValueError as error:
             raise Corrupt("the saved device state could not be loaded") from error
-        if plan.lazy and self.lazy_memory == "faults":
+        if self.lazy_memory == "faults" if plan.lazy else self.memory_by_faults:
             await asyncio.to_thread(_fault, plan)
         return await self._start("restore", plan, {"loaded": loaded, "written": []})
 

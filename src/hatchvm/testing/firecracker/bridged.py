@@ -48,6 +48,7 @@ class BridgedDriver:
 
     def __init__(self, driver: FirecrackerDriver, network: BridgeNetwork) -> None:
         self._driver = driver
+        self.memory_by_faults = driver.memory_by_faults
         self._network = network
 
     async def check(self) -> str:

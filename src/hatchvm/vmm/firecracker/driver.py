@@ -54,6 +54,7 @@ class FirecrackerDriver:
         self._installed = here
         self._box = box
         self._devices = devices
+        self.memory_by_faults = devices.huge_pages
         self._kernels = Kernels()
         self._cpu = cpu_of(Path("/proc/cpuinfo").read_text())
 
@@ -107,7 +108,11 @@ class FirecrackerDriver:
         if reader is None:
             raise Unsupported(f"no Firecracker here can load what {plan.written_by} wrote; see HATCH_FIRECRACKER_BINS")
         paths.changes.unlink(missing_ok=True)
-        served = (requests.FAULTS, paths.faults) if plan.lazy else (requests.MEMORY, paths.memory)
+        served = (
+            (requests.FAULTS, paths.faults)
+            if requests.by_faults(plan, self._devices)
+            else (requests.MEMORY, paths.memory)
+        )
         mine = ((requests.STATE, paths.state), (requests.CHANGES, paths.changes), served)
         entries = [Entry(name, path, writable=True) for name, path in mine]
         try:

@@ -72,8 +72,7 @@ def boot(plan: LaunchPlan, devices: Devices) -> Iterator[Request]:
 def load(plan: LaunchPlan, devices: Devices, *, clock: bool) -> Iterator[Request]:
     """From a fresh process to a paused guest. `clock`: let the guest's clock jump to the host's time."""
     yield CONSOLE
-    faults = plan.lazy or devices.huge_pages
-    backend = {"backend_type": "Uffd", "backend_path": FAULTS} if faults else _FILE
+    backend = {"backend_type": "Uffd", "backend_path": FAULTS} if by_faults(plan, devices) else _FILE
     body: dict[str, Any] = {
         "snapshot_path": STATE,
         "mem_backend": backend,
@@ -85,6 +84,11 @@ def load(plan: LaunchPlan, devices: Devices, *, clock: bool) -> Iterator[Request
     if plan.net is not None:
         body["network_overrides"] = [{"iface_id": CARD, "host_dev_name": plan.net.tap_name}]
     yield Request("PUT", "/snapshot/load", body)
+
+
+def by_faults(plan: LaunchPlan, devices: Devices) -> bool:
+    """Whether a restored guest gets its memory by page faults: Firecracker maps no file with huge pages."""
+    return plan.lazy or devices.huge_pages
 
 
 def capture(devices: Devices) -> Request:

@@ -43,6 +43,7 @@ class QEMUDriver:
     name = "qemu"
     taps: Literal["fd", "name"] = "fd"
     lazy_memory: Literal["file", "faults"] = "file"
+    memory_by_faults = False
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
