@@ -175,6 +175,9 @@ def test_the_jailer_beside_firecracker_comes_before_the_one_on_path(host: Host) 
 async def test_vms_that_run_in_another_vmm_are_not_ended(host: Host, vmm_: str, maker: str) -> None:
     """A driver that does not know a running VM's process could only take it for a stray one."""
     host.set(VMM=vmm_)
+    if vmm_ == "qemu":
+        host.monkeypatch.delenv("HATCH_JAIL")
+        host.monkeypatch.delenv("HATCH_FIRECRACKER_BIN")
     folder = host.root / "data" / "vms" / "vm-1"
     folder.mkdir(parents=True)
     (folder / "made-by").write_text(maker)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from hatchvm.base import process, tasks
-from hatchvm.base.errors import Corrupt, Exhausted, Unsupported
+from hatchvm.base.errors import Corrupt, Exhausted, HatchError, Unsupported
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.process import Marks, Process
 from hatchvm.base.units import MIB
@@ -178,11 +178,11 @@ class FirecrackerDriver:
         paths, nest = plan.paths, plan.net.nest if plan.net else None
         if nest is not None:
             await nest.lay(self._box.uid(paths))
+        spawning = tasks.spawn(asyncio.to_thread(self._spawn, plan, binary, entries), name=f"spawn {plan.vm_id}")
         try:
-            spawning = asyncio.to_thread(self._spawn, plan, binary, entries)
-            child = await tasks.finish(spawning, name=f"spawn {plan.vm_id}")
+            child = await asyncio.shield(spawning)
         except asyncio.CancelledError:
-            await self.kill_stray(paths)
+            await tasks.finish(self._give_up(spawning, paths), name=f"give up {plan.vm_id}")
             raise
         api: Api | None = None
         try:
@@ -203,6 +203,10 @@ class FirecrackerDriver:
                 raise Unsupported(f"the VMM did not start: {tail or error.message}", detail=error.detail) from error
             raise
         return Firecracker(child, paths, self._box, api, self._devices, version=_wrote(binary), clock=clock)
+
+    async def _give_up(self, spawning: asyncio.Task[Process], paths: VMPaths) -> None:
+        with contextlib.suppress(HatchError):
+            await self._end(await spawning, paths)
 
     def _spawn(self, plan: LaunchPlan, binary: Installed, entries: Sequence[Entry]) -> Process:
         """In a network namespace of its own, whether or not there is a TAP in it. Raises Exhausted."""
