@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import signal
 import socket
 from functools import partial
 from typing import Final
@@ -20,6 +19,7 @@ from hatchvm.vmm.firecracker import memory, requests, vsock
 from hatchvm.vmm.firecracker.api import Api, Refused
 from hatchvm.vmm.firecracker.box import Box
 from hatchvm.vmm.firecracker.requests import Devices
+from hatchvm.vmm.live import Live, crashed
 
 #: Firecracker writes the memory to disk, and waits for the disk, before it answers.
 _CAPTURE_S: Final = 600.0
@@ -30,26 +30,20 @@ _LAST_LINES: Final = 3
 _ENDED_WELL: Final = "exit_code=0"
 
 
-class Firecracker:
-    """A `Handle`. Knows whether its end was asked for, so that `wait` can tell a shutdown from a crash."""
+class Firecracker(Live):
+    """A `Handle`."""
 
     def __init__(
         self, process: Process, paths: VMPaths, box: Box, api: Api, devices: Devices, *, version: str, clock: bool
     ) -> None:
         """`clock`: the guest's clock was put right when it was loaded."""
+        super().__init__(process, paths.root.name)
         self.version = version
-        self._process = process
         self._paths = paths
         self._box = box
         self._api = api
         self._devices = devices
         self._clock = clock
-        self._asked = False
-        self._exit = tasks.spawn(self._watch(), name=f"vmm {paths.root.name}")
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     @property
     def accepted(self) -> frozenset[int]:
@@ -106,15 +100,6 @@ class Firecracker:
         """What the guest wrote to its disk is with the host already, so there is nothing to ask the process for."""
         await self.kill()
 
-    async def kill(self) -> None:
-        if not self._exit.done():  # the pid of an ended one may be somebody else's by now
-            self._asked = True
-            self._process.signal(signal.SIGKILL)
-        await asyncio.shield(self._exit)
-
-    async def wait(self) -> Exit:
-        return await asyncio.shield(self._exit)
-
     async def dial(self, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         raise Unavailable("a Firecracker guest is reached over the bridge")
 
@@ -124,18 +109,13 @@ class Firecracker:
         except Refused as error:
             raise Internal("the VMM refused what it should do", detail=error.detail) from error
 
-    async def _watch(self) -> Exit:
-        code = await self._process.wait()
-        tail = last_words(self._process)
+    async def _over(self, code: int | None) -> Exit:
+        said = last_words(self._process)
         await self._api.close()
-        self._process.forget()
         await asyncio.to_thread(leave, self._box, self._paths)
-        if self._asked:
-            return Exit(True, "the VMM was asked to end")
-        if code == 0 or (code is None and _ENDED_WELL in tail):
+        if code == 0 or (code is None and _ENDED_WELL in said):
             return Exit(True, "the guest shut down, rebooted, or its kernel crashed; its console log tells more")
-        how = "" if code is None else f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
-        return Exit(False, f"the VMM ended unexpectedly{how}" + (f": {tail}" if tail else ""))
+        return crashed(code, said)
 
 
 def last_words(process: Process) -> str:

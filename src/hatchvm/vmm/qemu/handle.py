@@ -5,17 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import signal
 import socket
 from functools import partial
 from typing import Any, Final
 
-from hatchvm.base import sockets, tasks
+from hatchvm.base import sockets
 from hatchvm.base.errors import Exhausted, HatchError, Internal, Unavailable
 from hatchvm.base.paths import VMPaths
 from hatchvm.base.process import Process
 from hatchvm.ports.vmm import Exit, PutRight
 from hatchvm.vmm import guest_agent
+from hatchvm.vmm.live import Live, crashed
 from hatchvm.vmm.qemu.cmdline import AGENT
 from hatchvm.vmm.qemu.qmp import QMP
 from hatchvm.vmm.qemu.reach import Reach
@@ -27,20 +27,14 @@ _FINAL_LOOK_S: Final = 0.0005
 CAPABILITIES: Final = [{"capability": "x-ignore-shared", "state": True}, {"capability": "events", "state": True}]
 
 
-class QEMU:
-    """A `Handle`. Knows whether its end was asked for, so that `wait` can tell a shutdown from a crash."""
+class QEMU(Live):
+    """A `Handle`."""
 
     def __init__(self, process: Process, paths: VMPaths, qmp: QMP, reach: Reach | None) -> None:
-        self._process = process
+        super().__init__(process, paths.root.name)
         self._qmp = qmp
         self._reach = reach
         self._paths = paths
-        self._asked = False
-        self._exit = tasks.spawn(self._watch(), name=f"vmm {paths.root.name}")
-
-    @property
-    def pid(self) -> int:
-        return self._process.pid
 
     @property
     def version(self) -> str:
@@ -104,15 +98,6 @@ class QEMU:
         except TimeoutError:
             await self.kill()
 
-    async def kill(self) -> None:
-        if not self._exit.done():  # the pid of an ended one may be somebody else's by now
-            self._asked = True
-            self._process.signal(signal.SIGKILL)
-        await asyncio.shield(self._exit)
-
-    async def wait(self) -> Exit:
-        return await asyncio.shield(self._exit)
-
     async def dial(self, port: int, *, patient_until: float, deadline: float) -> socket.socket:
         if self._reach is None:
             raise Unavailable("vm has no guest IP")
@@ -120,18 +105,12 @@ class QEMU:
             raise Unavailable("the VMM is gone")
         return await self._reach.dial(port, patient_until=patient_until, deadline=deadline)
 
-    async def _watch(self) -> Exit:
-        code = await self._process.wait()
+    async def _over(self, code: int | None) -> Exit:
         self._qmp.close()
-        self._process.forget()
-        if self._asked:
-            return Exit(True, "the VMM was asked to end")
         shutdown = self._qmp.last_shutdown
         if shutdown and shutdown.get("guest"):
             return _ended_by_guest(str(shutdown.get("reason")))
-        how = "" if code is None else f" (killed by signal {-code})" if code < 0 else f" (exit code {code})"
-        tail = self._process.log_tail()
-        return Exit(False, f"the VMM ended unexpectedly{how}" + (f": {tail}" if tail else ""))
+        return crashed(code, self._process.log_tail())
 
     async def _why_not_saved(self) -> HatchError:
         info = await self._qmp.run("query-migrate")
