@@ -49,7 +49,6 @@ async def running(config: Config, *, say: Say) -> AsyncIterator[asyncio.Task[Non
     """The whole daemon inside a `with` block; yields the API's task, which ends by itself only if it fails."""
     certificates = doors.certificates_of(config)
     chosen = await vmm.choose(config, say)
-    _log.info(logs.VMM, vmm=chosen.driver.name, why_not_firecracker=chosen.why_not or None)
     built = build(config, chosen.driver)
     try:
         await built.store.open()
@@ -58,6 +57,7 @@ async def running(config: Config, *, say: Say) -> AsyncIterator[asyncio.Task[Non
         await built.house.ssh_keys.load()
         await first_start.ensure_images(built, config, say)
         await _open_bridge(built)
+        _log.info(logs.VMM, vmm=chosen.driver.name, why_not_firecracker=chosen.why_not or None)
         await reconcile(built.ctx)
         _export_gauges(built)
         await _say_what_is_missing(built, say)

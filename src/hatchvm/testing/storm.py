@@ -13,7 +13,7 @@ import json
 import os
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cache, partial
@@ -37,6 +37,8 @@ from hatchvm.testing.world import BOOT_ID, SETTINGS, World
 _BLOCK: Final = 4096
 #: Blocks that a guest writes, behind the one that tells its ticks; and how many different ones there are an image.
 _SLOTS: Final = 24
+_HEAD: Final = (1 + _SLOTS) * _BLOCK
+_NUMBER: Final = 8
 _POOL: Final = 60
 _GUESTS: Final = 6
 _AT_ONCE: Final = 4
@@ -256,10 +258,13 @@ class Storm:
 
     async def _write(self, guest: Guest) -> None:
         paths = self._paths(guest)
+        pid = self._world.machines.find(paths)
         for path in (paths.memory, paths.disk):
             for _ in range(self._dice.randrange(1, 8)):
-                block = _block(guest.image, self._dice.randrange(_POOL))
-                _write_at(path, self._dice.randint(1, _SLOTS) * _BLOCK, block)
+                block, slot = _block(guest.image, self._dice.randrange(_POOL)), self._dice.randint(1, _SLOTS)
+                _write_at(path, slot * _BLOCK, block)
+                if path == paths.memory and pid is not None:
+                    self._world.machines.wrote(pid, [slot])
 
     async def _suspend(self, guest: Guest) -> None:
         try:
@@ -344,14 +349,18 @@ class Storm:
     # What must hold.
 
     def _resumed(self, guest: Guest, before: Content | None) -> None:
-        """It goes on exactly where it was: who is resumed ticks once."""
+        """It goes on exactly where it was: who is resumed ticks once. A tick may write a far page, which the guest
+        itself looks after."""
         assert before is not None
         paths = self._paths(guest)
         for was, path in ((before.memory, paths.memory), (before.disk, paths.disk)):
             now = _written(path)
-            told = _told(was)
-            assert _told(now) == told | {"ticks": told["ticks"] + 1}, f"{guest.id} is elsewhere"
-            assert now[_BLOCK:] == was[_BLOCK:], f"{guest.id} has other bytes in its {path.name}"
+            told, tells = _told(was), _told(now)
+            far = tells.get("far", {})
+            goes_on = told | {"ticks": told["ticks"] + 1} | ({"far": far} if "far" in told else {})
+            assert tells == goes_on, f"{guest.id} is elsewhere"
+            same = _without(now, far)[_BLOCK:] == _without(was, far)[_BLOCK:]
+            assert same, f"{guest.id} has other bytes in its {path.name}"
         guest.asleep = None
 
     async def _fell_asleep(self, guest: Guest) -> None:
@@ -421,18 +430,28 @@ class Storm:
 
 
 def _written(path: Path) -> bytes:
-    """All that is in the file but the zeros at its end, which are a hole."""
+    """The blocks that this storm writes, then every other one that is not zeros, each behind its number."""
     with path.open("rb") as file:
-        content = file.read((1 + _SLOTS) * _BLOCK)
+        content, at = os.pread(file.fileno(), _HEAD, 0).ljust(_HEAD, b"\0"), _HEAD
         with contextlib.suppress(OSError):  # no data follows
-            os.lseek(file.fileno(), len(content), os.SEEK_DATA)
-            content += file.read()
-    return content.rstrip(b"\0")
+            while True:
+                number = os.lseek(file.fileno(), at, os.SEEK_DATA) // _BLOCK
+                block = os.pread(file.fileno(), _BLOCK, number * _BLOCK)
+                content += number.to_bytes(_NUMBER, "little") + block.ljust(_BLOCK, b"\0") if any(block) else b""
+                at = (number + 1) * _BLOCK
+    return content
 
 
 def _told(content: bytes) -> dict[str, Any]:
     told: dict[str, Any] = json.loads(content[:_BLOCK].rstrip(b"\0"))
     return told
+
+
+def _without(content: bytes, pages: Iterable[str]) -> bytes:
+    """What `_written` returned, without these pages."""
+    numbers = {int(page).to_bytes(_NUMBER, "little") for page in pages}
+    rest = (content[at : at + _NUMBER + _BLOCK] for at in range(_HEAD, len(content), _NUMBER + _BLOCK))
+    return content[:_HEAD] + b"".join(each for each in rest if each[:_NUMBER] not in numbers)
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:

@@ -14,7 +14,7 @@ import json
 import os
 import secrets
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -135,6 +135,11 @@ class Machines:
 
     def write(self, pid: int, process: dict[str, Any]) -> None:
         (self.folder / "processes" / str(pid)).write_text(json.dumps(process))
+
+    def wrote(self, pid: int, pages: Iterable[int]) -> None:
+        """The guest wrote to these pages of its memory: the process keeps count."""
+        process = self.read(pid)
+        self.write(pid, process | {"written": sorted({*pages, *process["written"]})})
 
     def end(self, pid: int, how: Exit) -> None:
         """The process ends, as `kill -9`, a crash or the guest's own shutdown would have it. May be repeated."""
@@ -267,8 +272,7 @@ class FakeHandle:
     def _write(self, page: int, content: dict[str, Any]) -> None:
         """To the memory; the process keeps count."""
         _write_guest(self._memory, content, page)
-        process = self._machines.read(self.pid)
-        self._machines.write(self.pid, process | {"written": sorted({page, *process["written"]})})
+        self._machines.wrote(self.pid, [page])
 
     @property
     def _memory(self) -> Path:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -21,6 +23,7 @@ from hatchvm.pager import mount
 from hatchvm.testing.firecracker import binary as standin
 from hatchvm.testing.guest import Guest, create_guest, wait_for
 
+HATCHVM: Final = str(Path(sys.executable).with_name("hatchvm"))
 pytestmark = [
     pytest.mark.vm,
     pytest.mark.xdist_group("vm"),
@@ -54,7 +57,7 @@ def house(played: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ch
         yield child
     finally:
         child.end()
-        subprocess.run(["hatchvm", "network", "remove"], env=os.environ | settings, check=True)
+        subprocess.run([HATCHVM, "network", "remove"], env=os.environ | settings, check=True)
 
 
 @pytest.fixture(scope="module")
