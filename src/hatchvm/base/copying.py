@@ -20,10 +20,9 @@ def copy_sparse(reader: int, target: Path) -> None:
     with target.open("xb") as file:
         writer = file.fileno()
         if not _reflink(reader, writer):
-            size = os.fstat(reader).st_size
-            os.truncate(writer, size)
-            for start, end in _data(reader, size):
-                _copy_range(reader, writer, start, end)
+            os.truncate(writer, os.fstat(reader).st_size)
+            for start, end in data(reader):
+                copy_range(reader, writer, start, end)
         os.fsync(writer)
 
 
@@ -37,10 +36,10 @@ def _reflink(reader: int, writer: int) -> bool:
     return True
 
 
-def _data(reader: int, size: int) -> Iterator[tuple[int, int]]:
-    """(start, end) of each part that is not a hole."""
+def data(reader: int) -> Iterator[tuple[int, int]]:
+    """(start, end) of each part that is not a hole. Raises OSError."""
     end = 0
-    while end < size:
+    while True:
         try:
             start = os.lseek(reader, end, os.SEEK_DATA)
         except OSError as error:
@@ -51,7 +50,8 @@ def _data(reader: int, size: int) -> Iterator[tuple[int, int]]:
         yield start, end
 
 
-def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
+def copy_range(reader: int, writer: int, start: int, end: int) -> int:
+    """Copy this part to the same place; where the file that is read ended, if that came first. Raises OSError."""
     while start < end:
         length = min(_CHUNK, end - start)
         try:
@@ -61,5 +61,6 @@ def _copy_range(reader: int, writer: int, start: int, end: int) -> None:
                 raise
             copied = os.pwrite(writer, os.pread(reader, length, start), start)
         if copied == 0:  # the file became shorter meanwhile
-            return
+            break
         start += copied
+    return start

@@ -14,7 +14,7 @@ from hatchvm.domain.lifecycle import Found, State
 from hatchvm.domain.vm import VM
 from hatchvm.node import changed, lazy, pair
 from hatchvm.node.host import Host, plan
-from hatchvm.node.launch import forget_memory
+from hatchvm.node.launch import forget_memory, old_disk
 from hatchvm.node.lazy import Pager
 from hatchvm.pager.mount import is_mounted
 from hatchvm.ports.vmm import Handle
@@ -61,8 +61,8 @@ def _served(paths: VMPaths) -> bool:
 
 
 def _rename_old(paths: VMPaths) -> None:
-    """Disks had another name up to 0.1, when QEMU was the only driver. A VMM that has one open does not notice."""
-    old = paths.root / "disk.qcow2"
+    """A VMM that has the disk open does not notice."""
+    old = old_disk(paths)
     if old.exists() and not paths.disk.exists():
         old.rename(paths.disk)
 

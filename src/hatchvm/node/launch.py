@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from pathlib import Path
 
 from hatchvm.base.errors import Exhausted, HatchError, Unsupported
 from hatchvm.base.files import allocated_bytes
@@ -52,15 +53,28 @@ def _house_keys(host: Host) -> list[str]:
 
 
 def ensure_ours(host: Host, paths: VMPaths) -> None:
-    """Raises Unsupported if the VM's disk has another driver's format. Its content is not asked: a guest wrote it."""
-    try:
-        made_by = paths.made_by.read_text()
-    except FileNotFoundError:  # there was only one driver then
-        made_by = "qemu" if paths.disk.exists() else host.driver.name
-    if made_by != host.driver.name:
+    """Raises Unsupported if the VM's disk has another driver's format."""
+    maker = maker_of(paths)
+    if maker not in (None, host.driver.name):
         raise Unsupported(
-            f"the VM's disk was made by {made_by}; start Hatch with HATCH_VMM={made_by}, or copy its data to a new VM"
+            f"the VM's disk was made by {maker}; start Hatch with HATCH_VMM={maker}, or copy its data to a new VM"
         )
+
+
+def maker_of(paths: VMPaths) -> str | None:
+    """The driver whose format the VM's disk has, None without a disk. Its content is not asked: a guest wrote it.
+
+    Up to 0.1 there was one driver only, which did not say so.
+    """
+    try:
+        return paths.made_by.read_text()
+    except FileNotFoundError:
+        return "qemu" if paths.disk.exists() or old_disk(paths).exists() else None
+
+
+def old_disk(paths: VMPaths) -> Path:
+    """Where disks were up to 0.1."""
+    return paths.root / "disk.qcow2"
 
 
 def ensure_room(paths: VMPaths, mem_mib: int) -> None:

@@ -2,8 +2,8 @@
 
 A pager is a process of its own that serves a VM's memory and disk while they are being fetched (`hatchvm.pager`). It
 outlives the daemon, as the VMM on its files does. It also serves memory that is whole on this host to a VMM that opens
-no file. Nothing here touches the files it serves on the event loop: a call
-into them waits as long as the object store does.
+no file. Nothing here touches the files it serves on the event loop: a call into them waits as long as the object store
+does.
 """
 
 from __future__ import annotations

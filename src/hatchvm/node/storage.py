@@ -192,11 +192,11 @@ def _exchange(paths: VMPaths, maker: str, mark: Callable[[VMPaths], None]) -> No
     with local_errors(paths.root):
         pair.spend(paths)
         changed.forget(paths)
+        paths.made_by.write_text(maker)  # before the disk: killed in between, it must not pass for another driver's
         for target in (paths.memory, paths.state, paths.disk):
             arrived = paths.incoming / target.name
             if arrived.exists():
                 arrived.replace(target)
-        paths.made_by.write_text(maker)
         if paths.disk.exists():
             ledger.remove(paths)
         mark(paths)

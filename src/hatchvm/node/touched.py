@@ -24,8 +24,8 @@ from hatchvm.base.files import write_atomic
 from hatchvm.base.paths import VMPaths
 from hatchvm.node.lazy import Pager
 from hatchvm.pager.faults import AROUND_BYTES
+from hatchvm.ports.vmm import Pages
 
-Pages = npt.NDArray[np.uint32]
 #: Pages that were touched by now, each once; first ones first as far as that is known.
 Look = Callable[[], Awaitable[Pages]]
 

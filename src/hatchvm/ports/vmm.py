@@ -159,8 +159,8 @@ class Driver(Protocol):
     name: str
     #: How a card's TAP is handed to the VMM: see `NetPlan`.
     taps: Literal["fd", "name"]
-    #: Where memory that is still in the object store is opened: a file in `paths.lazy`, or page faults that come to a
-    #: socket in `paths.box` (see `hatchvm.pager`).
+    #: Where memory that is still in the object store is opened: a file in `paths.lazy`, or page faults that come to the
+    #: socket `paths.faults` (see `hatchvm.pager`).
     lazy_memory: Literal["file", "faults"]
     #: Memory that is whole on this host is not opened as a file either, but comes by page faults to that socket.
     memory_by_faults: bool

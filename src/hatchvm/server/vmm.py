@@ -12,9 +12,10 @@ import structlog
 
 from hatchvm.base import process
 from hatchvm.base.errors import Conflict, HatchError, Unsupported
-from hatchvm.base.paths import DataPaths, VMPaths
+from hatchvm.base.paths import DataPaths
 from hatchvm.domain.image import TINY
 from hatchvm.images import builtin
+from hatchvm.node.launch import maker_of
 from hatchvm.ports.vmm import Driver
 from hatchvm.server.config import Config, blaming
 from hatchvm.telemetry import logs
@@ -139,22 +140,14 @@ async def _kernel(config: Config, say: Callable[[str], None]) -> Path:
 
 
 def _has_vms_of_qemu(paths: DataPaths) -> bool:
-    return any(_made_by(paths.vm(folder.name)) == "qemu" for folder in paths.vms.glob("vm-*"))
+    return any(maker_of(paths.vm(folder.name)) == "qemu" for folder in paths.vms.glob("vm-*"))
 
 
 def _runs_in_another(paths: DataPaths, mine: str) -> str | None:
     """The VMM of a VM that runs in another than `mine`, if there is one."""
     for folder in paths.vms.glob("vm-*"):
         vm = paths.vm(folder.name)
-        maker = _made_by(vm)
+        maker = maker_of(vm)
         if maker not in (mine, None) and process.recorded(vm.process) is not None:
             return maker
     return None
-
-
-def _made_by(vm: VMPaths) -> str | None:
-    """As `node.launch` sees it: who made a disk that does not say so is QEMU."""
-    try:
-        return vm.made_by.read_text()
-    except FileNotFoundError:
-        return "qemu" if vm.disk.exists() or (vm.root / "disk.qcow2").exists() else None

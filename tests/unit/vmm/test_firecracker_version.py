@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hatchvm.base.errors import Unsupported
-from hatchvm.vmm.firecracker.version import OLDEST, Installed, Version, installed, parse, supports
+from hatchvm.vmm.firecracker.version import OLDEST, Installed, Version, installed, parse
 
 LOG: Final = "2026-11-22T22:13:36.201108616 [anonymous-instance:main] Firecracker exiting successfully. exit_code=0\n"
 NUMBER: Final = st.integers(0, 999)
@@ -86,17 +86,3 @@ def test_a_state_is_loaded_by_the_same_major_format_and_no_older_minor() -> None
     assert not one.loads(Version(10, 3, 0))
     assert not one.loads(Version(9, 0, 0))
     assert not one.loads(Version(11, 0, 0))
-
-
-def test_fields_are_known_from_the_version_that_brought_them() -> None:
-    newest = Version(1, 17, 0, "-dev")
-    for request, field in [
-        ("snapshot/load", "huge_pages"),
-        ("metrics", "emit_id"),
-        ("metrics", "properties"),
-        ("machine-config", "huge_pages=Transparent"),
-    ]:
-        assert supports(newest, request, field)
-        assert not supports(OLDEST, request, field)
-        assert not supports(Version(1, 16, 9), request, field)
-    assert supports(OLDEST, "snapshot/load", "clock_realtime")

@@ -57,9 +57,14 @@ class FirecrackerDriver:
         self.memory_by_faults = devices.huge_pages
         self._kernels = Kernels()
         self._cpu = cpu_of(Path("/proc/cpuinfo").read_text())
+        #: What `check` found: it asks programs, and is asked by every probe of the daemon's health.
+        self._checked = ""
 
     async def check(self) -> str:
-        return f"Firecracker {self._installed[0].version}, {await self._box.check(self._installed[0].path)}"
+        if not self._checked:
+            how = await self._box.check(self._installed[0].path)
+            self._checked = f"Firecracker {self._installed[0].version}, {how}"
+        return self._checked
 
     async def stamp(self, plan: LaunchPlan, wanted: Stamp | None = None) -> Stamp:
         wrote = _wrote(self._installed[0])

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 
+from hatchvm.base import copying
 from hatchvm.ports.vmm import Pages
 
 _PAGE: Final = 4096
@@ -27,7 +27,7 @@ def join(memory: Path, changes: Path) -> Pages:
     """
     fd = os.open(changes, os.O_RDWR | os.O_CLOEXEC)
     try:
-        pieces = list(_data(fd))
+        pieces = list(copying.data(fd))
         _copy(fd, memory, pieces)
         os.ftruncate(fd, 0)
     finally:
@@ -40,24 +40,7 @@ def _copy(changes: int, memory: Path, pieces: list[tuple[int, int]]) -> None:
     target = os.open(memory, os.O_WRONLY | os.O_CLOEXEC)
     try:
         for start, end in pieces:
-            while start < end:
-                done = os.copy_file_range(changes, target, end - start, start, start)
-                if not done:
-                    raise OSError(errno.EIO, "the changed pages ended early")
-                start += done
+            if copying.copy_range(changes, target, start, end) < end:
+                raise OSError(errno.EIO, "the changed pages ended early")
     finally:
         os.close(target)
-
-
-def _data(fd: int) -> Iterator[tuple[int, int]]:
-    """The stretches [start, end) that hold data. A file system that cannot tell has one."""
-    end = 0
-    while True:
-        try:
-            start = os.lseek(fd, end, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        yield start, end

@@ -1,8 +1,4 @@
-"""Which Firecracker is installed, and what it can be asked.
-
-A Firecracker refuses a request with a field that it does not know, so a newer version's field is sent to none but those
-that have it. Facts: Firecracker's changelog and published API descriptions, v1.16.1 and 1.17.0-dev.
-"""
+"""Which Firecracker is installed. What it can be asked is the same for all that are new enough: see `requests`."""
 
 from __future__ import annotations
 
@@ -38,15 +34,6 @@ _ANOTHER_API: Final = 2
 _TIMEOUT_S: Final = 20
 _VERSION: Final = re.compile(r"^(?:([A-Za-z]+) )?v(\d+)\.(\d+)\.(\d+)(\S*)$", re.MULTILINE)
 
-#: Request, field (or field=value) -> the first version that has it. What is not listed, every supported version has.
-_SINCE: Final = {
-    ("boot-source", "kernel_image_path=bzImage"): (1, 17, 0),
-    ("machine-config", "huge_pages=Transparent"): (1, 17, 0),
-    ("metrics", "emit_id"): (1, 17, 0),
-    ("metrics", "properties"): (1, 17, 0),
-    ("snapshot/load", "huge_pages"): (1, 17, 0),
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Installed:
@@ -59,11 +46,6 @@ class Installed:
     def loads(self, written: Version) -> bool:
         """True if it can load a state in format `written`."""
         return written.major == self.snapshot_version.major and written.minor <= self.snapshot_version.minor
-
-
-def supports(version: Version, request: str, field: str) -> bool:
-    """True if `request`, such as `snapshot/load`, may have `field`, such as `clock_realtime`, in this version."""
-    return version.numbers >= _SINCE.get((request, field), OLDEST.numbers)
 
 
 def parse(text: str, program: str | None = None) -> Version | None:

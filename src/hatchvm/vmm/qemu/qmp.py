@@ -14,9 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from hatchvm.base import tasks
+from hatchvm.base import sockets, tasks
 from hatchvm.base.errors import Internal, Unavailable
-from hatchvm.base.sockets import short_name
 
 #: An answer can be long (`query-qmp-schema`), never this long.
 _MAX_LINE: Final = 8 * 1024 * 1024
@@ -47,11 +46,10 @@ class QMP:
     @classmethod
     async def connect(cls, path: Path) -> QMP:
         """Connect and negotiate. Raises Unavailable if nobody serves the socket (or somebody else is connected)."""
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        sock: socket.socket | None = None
         writer: asyncio.StreamWriter | None = None
         try:
-            with short_name(path) as name:
-                await asyncio.get_running_loop().sock_connect(sock, name)
+            sock = await sockets.connect(path)
             reader, writer = await asyncio.open_unix_connection(sock=sock, limit=_MAX_LINE)
             self = cls(sock, reader, writer)
             async with asyncio.timeout(ANSWER_S):
@@ -62,7 +60,8 @@ class QMP:
                 self._pump = tasks.supervise(self._read(), name=f"qmp {path.parent.name}")
                 await self.run("qmp_capabilities")
         except BaseException as error:
-            (writer or sock).close()
+            if (opened := writer or sock) is not None:
+                opened.close()
             if isinstance(error, (OSError, TimeoutError, ValueError)):
                 raise Unavailable("the VMM does not answer", detail=f"{path}: {error!r}") from error
             raise
