@@ -89,8 +89,10 @@ async def _execute(process: asyncssh.SSHServerProcess[bytes], count: Callable[[i
 
 def _let_go(child: asyncio.subprocess.Process) -> None:
     """Close what asyncio keeps of a process, which it does itself only some turns of its loop after the end: a test may
-    be over before."""
-    child._transport.close()  # type: ignore[attr-defined]
+    be over before. One that still runs is killed, and awaited here: nobody else will."""
+    transport = child._transport  # type: ignore[attr-defined]
+    transport.close()
+    transport.get_extra_info("subprocess").wait()
 
 
 async def _pump(reader: Any, writer: Any, count: Callable[[int], None] = lambda size: None) -> None:
